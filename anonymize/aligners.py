@@ -1,0 +1,149 @@
+"""Geometry of the head crop: where the face sits in it, and which part of it is replaced."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from anonymize.errors import ConfigError
+from anonymize.record import Face, Floats, Pixels
+
+ARCFACE = np.array(
+    [[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]], np.float32
+)
+"""(5, 2) the 112 px template of ArcFace (Deng et al. 2019): eyes, nose tip, mouth corners."""
+
+CROP_SIZE = 128
+"""Side of the head crop in pixels that templates below speak of."""
+
+TEMPLATE = ((ARCFACE - ARCFACE.mean(0)) * (0.68 * 128 / 112) + (64, 72)).astype(np.float32)
+"""(5, 2) landmarks in the 128 px head crop: smaller than ArcFace's so that hair, ears and chin
+fit in, because what is replaced reaches that far."""
+
+REGIONS = {"face": (1.2, 1.1, 1.28), "head": (1.72, 1.25, 1.75)}
+"""How far the replaced region reaches: up from the eyes and down from the mouth in units of the
+eye-to-mouth distance, and to each side in units of the eye distance."""
+
+
+def similarity(source: Floats, target: Floats) -> Floats:
+    """Least-squares similarity (rotation, one scale, shift) between point sets (Umeyama 1991).
+
+    Args:
+        source: (K, 2) points.
+        target: (K, 2) where they should go.
+
+    Returns:
+        (2, 3) float32 matrix that takes source points to target points.
+
+    Raises:
+        ConfigError: all source points coincide.
+    """
+    a, b = source - source.mean(0), target - target.mean(0)
+    spread = float((a * a).sum())
+    if spread < 1e-6:
+        raise ConfigError("landmarks coincide: no alignment exists")
+    cos = float((a * b).sum()) / spread
+    sin = float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / spread
+    turn = np.array([[cos, -sin], [sin, cos]])
+    return np.hstack([turn, (target.mean(0) - turn @ source.mean(0))[:, None]]).astype(np.float32)
+
+
+def move(points: Floats, matrix: Floats) -> Floats:
+    """Applies a (2, 3) affine matrix to (K, 2) points."""
+    return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+
+
+def align(image: Pixels, face: Face, size: int = CROP_SIZE) -> Face:
+    """Cuts the upright head crop of a face, edges mirrored where it leaves the image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        face: with landmarks.
+        size: side of the crop in pixels.
+
+    Returns:
+        The face with `crop` (size, size, 3) and `crop_from_image` set.
+    """
+    matrix = similarity(face.landmarks, TEMPLATE * (size / CROP_SIZE))
+    return face.but(crop=warp(image, matrix, size), crop_from_image=matrix)
+
+
+def warp(image: Pixels, matrix: Floats, size: int) -> Pixels:
+    """Resamples an image into a (size, size) crop without aliasing, edges mirrored.
+
+    Args:
+        image: (H, W, 3) uint8.
+        matrix: (2, 3) image pixels to crop pixels.
+        size: side of the crop.
+    """
+    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    if scale < 0.6:  # bilinear sampling reads 2 x 2 pixels: shrink by area first
+        image, shrunk = shrink(image, 1.25 * scale)
+        matrix = then(shrunk, matrix)
+    border = cv2.BORDER_REFLECT_101
+    return np.asarray(cv2.warpAffine(image, matrix, (size, size), borderMode=border), np.uint8)
+
+
+def shrink(image: Pixels, scale: float) -> tuple[Pixels, Floats]:
+    """Shrinks by area averaging; returns the image and the (2, 3) matrix back to the original."""
+    height, width = image.shape[:2]
+    new = max(1, round(width * scale)), max(1, round(height * scale))
+    small = np.asarray(cv2.resize(image, new, interpolation=cv2.INTER_AREA), np.uint8)
+    ratio = np.array([width / new[0], height / new[1]])
+    return small, np.hstack([np.diag(ratio), (ratio[:, None] - 1) / 2]).astype(np.float32)
+
+
+def then(first: Floats, second: Floats) -> Floats:
+    """The (2, 3) matrix of applying `first`, then `second`."""
+    shift = second[:, :2] @ first[:, 2:] + second[:, 2:]
+    return np.hstack([second[:, :2] @ first[:, :2], shift]).astype(np.float32)
+
+
+def radius(landmarks: Floats, size: int, region: str = "face") -> Floats:
+    """Distance of every crop pixel from the middle of the region: below 1 inside, 0 in the middle.
+
+    The region is a superellipse along the eye-mouth axis. It shifts away from the nose tip as the
+    head turns, because the cheek that is in view lies there.
+
+    Args:
+        landmarks: (5, 2) crop pixels.
+        size: side of the crop.
+        region: a key of `REGIONS`, or `all` for the whole crop.
+
+    Returns:
+        (size, size) float32.
+    """
+    if region == "all":
+        return np.zeros((size, size), np.float32)
+    if region not in REGIONS:
+        raise ConfigError(f"unknown region {region!r}: expected one of {', '.join(REGIONS)}, all")
+    up, down, side = REGIONS[region]
+    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
+    length = max(float(np.linalg.norm(mouth - eyes)), size * 0.14)
+    along = (mouth - eyes) / max(float(np.linalg.norm(mouth - eyes)), 1e-3)
+    across = np.array([along[1], -along[0]])
+    width = max(float(np.linalg.norm(landmarks[1] - landmarks[0])), 0.87 * length)
+    turn = float(np.clip((landmarks[2] - (eyes + mouth) / 2) @ across, -width, width))
+    middle = eyes + along * length * (1 + down - up) / 2 - across * 0.35 * turn
+    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1) - middle
+    high = np.abs(grid @ along) / (length * (1 + up + down) / 2)
+    wide = np.abs(grid @ across) / (width * side + 0.25 * abs(turn))
+    return np.asarray((high**2.4 + wide**2.4) ** (1 / 2.4), np.float32)
+
+
+def heat(landmarks: Floats, size: int) -> Floats:
+    """Landmark maps: eyes, nose tip, mouth corners.
+
+    Args:
+        landmarks: (5, 2) crop pixels.
+        size: side of the crop.
+
+    Returns:
+        (3, size, size) float32 in 0..1: Gaussians of 3 px per 128 px around the points.
+    """
+    axis = np.arange(size, dtype=np.float32)
+    spread = 2 * (3 * size / CROP_SIZE) ** 2
+    x = np.exp(-((axis[None] - landmarks[:, :1]) ** 2) / spread)
+    y = np.exp(-((axis[None] - landmarks[:, 1:]) ** 2) / spread)
+    maps = y[:, :, None] * x[:, None, :]
+    return np.stack([maps[:2].max(0), maps[2], maps[3:].max(0)]).astype(np.float32)

@@ -1,0 +1,83 @@
+"""Photographic augmentation: clean training portraits made to look like photographs taken anywhere."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from anonymize.record import Floats, Pixels
+
+MIRRORED = [1, 0, 2, 4, 3]
+"""Order of the five landmarks after a left-right flip."""
+
+
+def augment(
+    padded: Pixels, landmarks: Floats, size: int, rng: np.random.Generator
+) -> tuple[Pixels, Floats]:
+    """A random view of a training face.
+
+    Args:
+        padded: (P, P, 3) uint8 RGB head crop with a border.
+        landmarks: (5, 2) pixels of it.
+        size: side of the crop to return, at most P.
+        rng: source of all randomness.
+
+    Returns:
+        The crop (size, size, 3) and its landmarks (5, 2).
+    """
+    matrix = _jitter(len(padded), size, rng)
+    border = cv2.BORDER_REFLECT_101
+    crop = cv2.warpAffine(padded, matrix, (size, size), borderMode=border)
+    points = landmarks @ matrix[:, :2].T + matrix[:, 2]
+    points = points + rng.normal(0, 0.005 * size, points.shape)
+    if rng.random() < 0.5:
+        crop, points = crop[:, ::-1], np.array([size - 1, 0]) + points[MIRRORED] * (-1, 1)
+    if rng.random() < 0.8:
+        crop = _capture(_light(crop.astype(np.float32) / 255, rng), rng)
+    return np.ascontiguousarray(crop, np.uint8), points.astype(np.float32)
+
+
+def _jitter(padded: int, size: int, rng: np.random.Generator) -> Floats:
+    """A small random affine map from the padded crop's pixels to the crop's."""
+    angle, scale = np.deg2rad(rng.normal(0, 5)), np.exp(rng.normal(0, 0.06))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    # foreshortening of one axis and shear stand in for the yaw that portraits lack
+    shape = np.array([[np.exp(-abs(rng.normal(0, 0.08))), rng.normal(0, 0.06)], [0, 1]])
+    linear = scale * turn @ shape
+    shift = (size - 1) / 2 - linear @ np.full(2, (padded - 1) / 2)
+    shift = shift + rng.normal(0, 0.02 * size, 2)
+    return np.hstack([linear, shift[:, None]]).astype(np.float32)
+
+
+def _light(image: Floats, rng: np.random.Generator) -> Floats:
+    """Exposure, contrast, colour cast, saturation and light from one side."""
+    size = len(image)
+    image = image ** np.float32(np.exp(rng.normal(0, 0.3)))
+    image = image * np.exp(rng.normal(0, 0.08, 3))
+    ramp = np.linspace(-1, 1, size)
+    side, above = rng.normal(0, 0.25), rng.normal(0, 0.12)
+    image = image * np.exp(side * ramp[None, :, None] + above * ramp[:, None, None])
+    grey = image.mean(-1, keepdims=True)
+    saturation = 0.0 if rng.random() < 0.08 else np.exp(rng.normal(0, 0.25))
+    image = grey + (image - grey) * saturation
+    if rng.random() < 0.15:  # low light
+        image = image * rng.uniform(0.25, 0.7)
+    return np.asarray(np.clip(image, 0, 1), np.float32)
+
+
+def _capture(image: Floats, rng: np.random.Generator) -> Pixels:
+    """What a camera and a file do: blur or low resolution, noise, JPEG."""
+    size = len(image)
+    if rng.random() < 0.35:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.3))
+    elif rng.random() < 0.3:
+        small = round(size * rng.uniform(0.45, 0.9))
+        image = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.3:
+        image = image + rng.normal(0, rng.uniform(0.004, 0.03), image.shape)
+    pixels = np.asarray(np.clip(image * 255, 0, 255).round(), np.uint8)
+    if rng.random() < 0.4:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(45, 95))]
+        pixels = cv2.imdecode(cv2.imencode(".jpg", pixels, quality)[1], cv2.IMREAD_COLOR)
+    return np.asarray(pixels, np.uint8)

@@ -1,0 +1,103 @@
+"""Puts a generated head crop back into the photograph, at the photograph's own resolution."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from anonymize.aligners import move, radius, shrink, then
+from anonymize.errors import Withhold
+from anonymize.record import Face, Floats, Pixels
+
+FEATHER = 0.14
+"""Width of the transition, inside the region, as a share of the region's radius."""
+
+
+def blend(
+    image: Pixels, crop: Pixels, face: Face, region: str = "face", *, match: bool = True
+) -> Pixels:
+    """Replaces the region of one face; every pixel outside the region stays as it is.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        crop: (S, S, 3) the generated crop; outside the region it repeats the context.
+        face: with landmarks, `crop` as it was cut, and `crop_from_image`.
+        region: a key of `aligners.REGIONS`.
+        match: shift the new face's colours so that they continue the context's at the border.
+
+    Returns:
+        A new (H, W, 3) image.
+    """
+    if face.crop is None or face.crop_from_image is None:
+        raise AssertionError("blend needs an aligned face")
+    size = len(crop)
+    matrix = face.crop_from_image
+    distance = _distance(face, size, region)
+    if match:
+        crop = _matched(crop, face.crop, distance)
+    x1, y1, x2, y2 = _bounds(image, matrix, size)
+    if x1 >= x2 or y1 >= y2:
+        raise Withhold("face lies outside the picture")
+    shifted = then(np.array([[1, 0, x1], [0, 1, y1]], np.float32), matrix)
+    new = _pulled(crop, shifted, (x2 - x1, y2 - y1))
+    far = _pull(distance, shifted, (x2 - x1, y2 - y1), cv2.INTER_LINEAR, 2.0)
+    share = np.clip((1 - far) / FEATHER, 0, 1)
+    share = (share * share * (3 - 2 * share))[..., None]
+    out = image.copy()
+    old = image[y1:y2, x1:x2]
+    mixed = np.rint(old * (1 - share) + new * share).astype(np.uint8)
+    out[y1:y2, x1:x2] = np.where(share > 0, mixed, old)
+    return out
+
+
+def _distance(face: Face, size: int, region: str) -> Floats:
+    """`aligners.radius`, with a rim of the crop counted as outside."""
+    assert face.crop_from_image is not None
+    distance = radius(move(face.landmarks, face.crop_from_image), size, region)
+    edge = np.arange(size, dtype=np.float32)
+    edge = np.minimum(edge, edge[::-1])
+    rim = 1 - np.minimum.outer(edge, edge) / (0.3 * size)  # 1 at the border, falling inwards
+    return np.asarray(np.maximum(distance, rim), np.float32)
+
+
+def _matched(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
+    """Adds the smooth field by which the crop misses the context just outside the region."""
+    size = len(crop)
+    ring = ((distance >= 1.0) & (distance < 1.3)).astype(np.float32)[..., None]
+    if not ring.any():
+        return crop
+    gap = np.clip(context.astype(np.float32) - crop, -48, 48) * ring
+    sigma = size * 0.06
+    near = cv2.GaussianBlur(gap, (0, 0), sigma)
+    weight = cv2.GaussianBlur(ring[..., 0], (0, 0), sigma)[..., None]
+    field = near / (weight + 0.05)
+    return np.asarray(np.clip(crop + field, 0, 255).round(), np.uint8)
+
+
+def _bounds(image: Pixels, matrix: Floats, size: int) -> tuple[int, int, int, int]:
+    """The crop's bounding box in the image, cut at its borders."""
+    back = cv2.invertAffineTransform(matrix)
+    corners = move(np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float32), back)
+    low = np.maximum(np.floor(corners.min(0)).astype(int), 0)
+    high = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, image.shape[1::-1])
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def _pulled(crop: Pixels, matrix: Floats, shape: tuple[int, int]) -> Floats:
+    """The crop resampled to (columns, rows) image pixels, smooth when enlarged, never aliased."""
+    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))  # crop pixels per image pixel
+    if scale > 1.7:
+        crop, back = shrink(crop, 1.25 / scale)
+        matrix = then(matrix, cv2.invertAffineTransform(back))
+    pulled = _pull(crop.astype(np.float32), matrix, shape, cv2.INTER_CUBIC, None)
+    return np.asarray(np.clip(pulled, 0, 255), np.float32)
+
+
+def _pull(
+    field: Floats, matrix: Floats, shape: tuple[int, int], method: int, outside: float | None
+) -> Floats:
+    border = cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT
+    flags = method | cv2.WARP_INVERSE_MAP
+    value = (outside or 0.0,) * 4
+    pulled = cv2.warpAffine(field, matrix, shape, flags=flags, borderMode=border, borderValue=value)
+    return np.asarray(pulled, np.float32)

@@ -1,0 +1,305 @@
+"""The command line: parses, prints and sets exit codes; the work is in the library."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from anonymize.errors import AnonymizeError, ConfigError
+
+FAILED, USAGE, GATE, INTERRUPTED = 1, 2, 3, 130
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns the package's own errors into one clear line and the right exit code."""
+
+    @wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except AnonymizeError as error:
+            click.echo(f"anonymize: {error}", err=True)
+            sys.exit(USAGE if isinstance(error, ConfigError) else FAILED)
+        except OSError as error:
+            click.echo(f"anonymize: {error.strerror or error}: {error.filename or ''}", err=True)
+            sys.exit(FAILED)
+        except KeyboardInterrupt:
+            click.echo("anonymize: interrupted; --resume goes on from here", err=True)
+            sys.exit(INTERRUPTED)
+
+    return wrapper
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="anonymize")
+def main() -> None:
+    """Turns face datasets of real people into datasets of people who do not exist."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+
+
+@main.command()
+@click.argument("src", type=FOLDER)
+@click.argument("dst", type=FOLDER)
+@click.option("--generator", help="Generator name; see `anonymize list generator`.")
+@click.option("--detector", help="Detector name; see `anonymize list detector`.")
+@click.option("--region", type=click.Choice(["face", "head"]), help="How much is replaced.")
+@click.option("--recipe", "recipe_file", type=FILE, help="TOML file with the run's configuration.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override the recipe.")
+@click.option("--key-file", type=FILE, help="Secret key to use; created if absent. Keep it safe.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1))
+@click.option("--workers", type=click.IntRange(1), help="Threads.  [default: all cores]")
+@click.option("--limit", type=click.IntRange(1), help="Only so many pictures, chosen by the key.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--overwrite", is_flag=True, help="Destroy an earlier release in DST first.")
+@click.option(
+    "--max-withheld",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Exit with 3 if a greater share was withheld.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@reported
+def run(
+    src: Path,
+    dst: Path,
+    generator: str | None,
+    detector: str | None,
+    region: str | None,
+    recipe_file: Path | None,
+    settings: tuple[str, ...],
+    key_file: Path | None,
+    max_withheld: float,
+    as_json: bool,
+    workers: int | None,
+    resume: bool,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Anonymise the pictures below SRC into the folder DST.
+
+    SRC holds a folder per person. DST receives a folder per new person, manifest.jsonl and
+    run.json; key and link table lie in DST.private until `anonymize seal DST` destroys them.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other: give one of them")
+    from anonymize.recipe import Recipe, load
+    from anonymize.run import check_places
+
+    check_places(src, dst)
+    named = {"generator": generator, "detector": detector, "region": region}
+    chosen = [f"{name}={value}" for name, value in named.items() if value is not None]
+    recipe = load(Recipe, recipe_file, [*settings, *chosen])
+
+    import torch
+
+    from anonymize.run import BASELINE_NOTE
+    from anonymize.run import run as anonymize
+
+    if recipe.generator in ("blur", "pixelate", "mask"):
+        click.echo(f"{recipe.generator}: {BASELINE_NOTE}", err=True)
+    torch.set_num_threads(1)  # threads work on different pictures; see devices.invariant
+    with Meter() as meter:
+        summary = anonymize(
+            src,
+            dst,
+            recipe,
+            key=_key(key_file),
+            workers=workers or os.cpu_count() or 1,
+            resume=resume,
+            overwrite=overwrite,
+            progress=meter,
+            **options,
+        )
+    if as_json:
+        click.echo(json.dumps({"schema": 1, **asdict(summary)}))
+    else:
+        click.echo(_table(summary, dst))
+    if summary.withheld > max_withheld * summary.read:
+        share = summary.withheld / summary.read
+        click.echo(f"anonymize: {share:.1%} withheld, more than --max-withheld allows", err=True)
+        sys.exit(GATE)
+
+
+def _key(path: Path | None) -> bytes | None:
+    from anonymize import seeds
+
+    if path is None:
+        return None
+    if not path.exists():
+        seeds.write_key(path, seeds.new_key())
+    return seeds.read_key(path)
+
+
+def _table(summary: Any, dst: Path) -> str:
+    lines = [
+        f"read           {summary.read}",
+        f"written        {summary.written}",
+        f"withheld       {summary.withheld}",
+        *(f"  {count:<12} {reason}" for reason, count in summary.reasons.items()),
+        f"people         {summary.people}",
+        f"faces replaced {summary.faces_replaced}",
+    ]
+    lines += [f"passed over    {n}: {kind}" for kind, n in summary.ignored.items() if n]
+    lines += [f"release        {dst}", f"private        {dst}.private (destroy: anonymize seal)"]
+    return "\n".join(lines)
+
+
+class Meter:
+    """Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._phase = ""
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, phase: str, done: int, total: int, withheld: int) -> None:
+        if phase != self._phase:
+            self._start(phase, done - 1, total)
+        if sys.stderr.isatty():
+            self._bar.set_postfix(withheld=withheld, refresh=False)
+            self._bar.update(1)
+        elif done == total or done % max(1, total // 10) == 0:
+            click.echo(f"{phase}: {done} of {total}, {withheld} withheld", err=True)
+
+    def _start(self, phase: str, done: int, total: int) -> None:
+        self.__exit__()
+        self._phase = phase
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=phase, unit="image")
+
+
+@main.command()
+@click.argument("dst", type=FOLDER)
+@reported
+def links(dst: Path) -> None:
+    """Print the private link table of DST as CSV: source,output (paths below SRC and DST)."""
+    from anonymize.state import State, private_folder
+
+    state = State(private_folder(dst))
+    table = csv.writer(click.get_text_stream("stdout", errors="surrogateescape"))
+    table.writerow(["source", "output"])
+    table.writerows(state.links())
+    state.close()
+
+
+@main.command()
+@click.argument("dst", type=FOLDER)
+@reported
+def seal(dst: Path) -> None:
+    """Check the release DST, then destroy its key, link table and journal."""
+    from anonymize.release import seal as close
+
+    click.echo(f"sealed {dst}: {close(dst)} pictures; the link to their sources is gone")
+
+
+@main.command()
+@click.argument("src", type=FOLDER)
+@click.argument("dst", type=FOLDER)
+@click.argument("out", type=FILE)
+@click.option("--pairs", default=24, show_default=True, type=click.IntRange(1))
+@reported
+def sheet(src: Path, dst: Path, out: Path, pairs: int) -> None:
+    """Draw originals of SRC beside their outputs in DST as the PNG file OUT. Keep it private."""
+    from anonymize.sheet import draw
+
+    out.write_bytes(draw(src, dst, pairs))
+    click.echo(out)
+
+
+@main.command("list")
+@click.argument("kind", required=False)
+@reported
+def list_(kind: str | None) -> None:
+    """List components: all kinds, or one."""
+    from anonymize import registry
+
+    for each in [kind] if kind else registry.BUILTIN:
+        for name, target in sorted(registry.names(each).items()):
+            click.echo(f"{each:<10} {name:<14} {target}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@reported
+def doctor(as_json: bool) -> None:
+    """Check that everything a run needs is here and works."""
+    from anonymize.doctor import examine
+
+    findings = examine()
+    if as_json:
+        checks = [asdict(finding) for finding in findings]
+        click.echo(json.dumps({"schema": 1, "checks": checks}))
+    else:
+        for finding in findings:
+            click.echo(f"{'ok  ' if finding.good else 'FAIL'} {finding.name:<20} {finding.detail}")
+    if not all(finding.good for finding in findings):
+        sys.exit(FAILED)
+
+
+@main.command()
+@click.argument("src", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--recipe", "recipe_file", type=FILE, help="TOML file with the training recipe.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override the recipe.")
+@click.option("--steps", type=click.IntRange(1), help="Optimiser steps of the whole run.")
+@click.option("--start", type=FOLDER, help="Exported model to start from.")
+@click.option("--minutes", default=0.0, help="Stop after this time; --resume goes on.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in OUT.")
+@reported
+def train(
+    src: Path,
+    out: Path,
+    recipe_file: Path | None,
+    settings: tuple[str, ...],
+    steps: int | None,
+    start: Path | None,
+    minutes: float,
+    device: str,
+    resume: bool,
+) -> None:
+    """Train the inpainting generator on the faces below SRC; OUT receives the model.
+
+    Train only on faces that belong to no one, or whose owners agreed.
+    """
+    from anonymize.devices import choose
+    from anonymize.recipe import load
+    from anonymize.train import TrainRecipe
+    from anonymize.train import train as learn
+
+    extra = [f"steps={steps}"] if steps else []
+    recipe = load(TrainRecipe, recipe_file, [*settings, *extra])
+    exported = learn(
+        src,
+        out,
+        recipe,
+        resume=resume,
+        start=start,
+        device=choose(device),
+        minutes=minutes,
+        report=lambda line: click.echo(line, err=True),
+    )
+    click.echo(exported)

@@ -1,0 +1,92 @@
+"""Training faces: head crops with landmarks and recogniser embeddings, prepared once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from anonymize.aligners import CROP_SIZE, TEMPLATE, similarity, warp
+from anonymize.detectors import MTCNN
+from anonymize.embedders import DLIB_RESNET, DlibResNet, chip
+from anonymize.errors import ConfigError
+from anonymize.packages import package_file
+from anonymize.record import Floats
+
+MARGIN = 0.125
+"""Border kept around each crop, as a share of its side, so that augmentation can turn it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Faces:
+    """Prepared training faces.
+
+    Attributes:
+        crops: (N, P, P, 3) uint8 RGB head crops with a border of `MARGIN` on each side.
+        landmarks: (N, 5, 2) float32 in pixels of these crops.
+        embeddings: (N, 128) float32 of dlib's ResNet.
+    """
+
+    crops: npt.NDArray[np.uint8]
+    landmarks: Floats
+    embeddings: Floats
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+
+def prepare(
+    source: Path, cache: Path, size: int = CROP_SIZE, report: Callable[[str], None] = print
+) -> Faces:
+    """Finds one face per picture below `source`, crops and embeds it; `cache` keeps the result.
+
+    Pictures without a clear face are left out and counted.
+
+    Raises:
+        ConfigError: no picture with a face.
+    """
+    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    names = "\n".join(str(path.relative_to(source)) for path in paths)
+    label = hashlib.sha256(f"{size} {MARGIN} {names}".encode()).hexdigest()[:16]
+    stored = cache / f"faces-{label}.npz"
+    if stored.is_file():
+        with np.load(stored) as arrays:
+            return Faces(arrays["crops"], arrays["landmarks"], arrays["embeddings"])
+    faces = _build(paths, size, report)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = stored.with_suffix(".partial.npz")
+    np.savez(partial, crops=faces.crops, landmarks=faces.landmarks, embeddings=faces.embeddings)
+    partial.replace(stored)
+    return faces
+
+
+def _build(paths: list[Path], size: int, report: Callable[[str], None]) -> Faces:
+    detector = MTCNN(min_face=40)
+    recogniser = DlibResNet(package_file("face_recognition_models", DLIB_RESNET))
+    padded, crops, marks, embeddings = round(size * (1 + 2 * MARGIN)), [], [], []
+    template = TEMPLATE * (size / CROP_SIZE) + size * MARGIN
+    for index, path in enumerate(paths):
+        if index % 500 == 0:
+            report(f"preparing faces: {index} of {len(paths)}")
+        stored = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if stored is None:
+            continue
+        image = np.ascontiguousarray(stored[..., ::-1])
+        found = max(detector([image])[0], key=lambda f: f.box[2] - f.box[0], default=None)
+        if found is None or found.score < 0.95:
+            continue
+        matrix = similarity(found.landmarks, template)
+        crops.append(warp(image, matrix, padded))
+        marks.append(found.landmarks @ matrix[:, :2].T + matrix[:, 2])
+        pixels = torch.from_numpy(chip(image, found.landmarks)).permute(2, 0, 1)[None].float()
+        embeddings.append(recogniser(pixels)[0].numpy())
+    if not crops:
+        raise ConfigError(f"no faces to train on: got {len(paths)} pictures, none with a face")
+    report(f"prepared {len(crops)} faces of {len(paths)} pictures")
+    return Faces(np.stack(crops), np.stack(marks).astype(np.float32), np.stack(embeddings))

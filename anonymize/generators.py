@@ -1,0 +1,231 @@
+"""Makes the new contents of a head crop: a person who does not exist, or a baseline's obscuring."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anonymize.aligners import CROP_SIZE, heat
+from anonymize.errors import ConfigError, WeightsError
+from anonymize.record import Floats, Pixels
+
+GREY = 128
+"""What removed pixels are set to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One face to make.
+
+    Attributes:
+        crop: (S, S, 3) uint8 RGB head crop; the region is grey already unless the generator is a
+            baseline, so no generator that claims to anonymise ever sees a face.
+        mask: (S, S) bool, True where the face is replaced.
+        landmarks: (5, 2) crop pixels.
+        code: (128,) the new identity, None where the generator has no prior over codes.
+        seed: of this face's randomness.
+    """
+
+    crop: Pixels
+    mask: npt.NDArray[np.bool_]
+    landmarks: Floats
+    code: Floats | None
+    seed: int
+
+
+class Generator(Protocol):
+    """Makes faces.
+
+    Attributes:
+        name: what run.json and reports call it.
+        size: side S of the crops it takes.
+        baseline: True for methods that obscure the real face instead of drawing a new one; they
+            are offered for comparison and are not anonymisation.
+    """
+
+    name: str
+    size: int
+    baseline: bool
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Pixels]:
+        """Jobs to (S, S, 3) uint8 crops; each depends on its own job only."""
+        ...
+
+
+class Inpaint:
+    """The default: our own diffusion-style inpainting network (`anonymize.inpaint`).
+
+    Args:
+        weights: folder of an exported pipeline; default is the one that comes with the package.
+        steps: denoising steps, 1 to 4.
+        device: a torch device type.
+
+    Raises:
+        WeightsError: the folder is incomplete, or a file differs from its SHA256SUMS.
+    """
+
+    name = "inpaint"
+    baseline = False
+
+    def __init__(self, weights: str = "", steps: int = 1, device: str = "cpu") -> None:
+        import torch
+        from diffusers.utils import logging
+
+        from anonymize.inpaint import InpaintPipeline
+
+        if not 1 <= steps <= 50:
+            raise ConfigError(f"got {steps} steps, expected 1 to 50 (1 to 4 are useful)")
+        folder = Path(weights) if weights else bundled("inpaint-128")
+        self.hashes = check_sums(folder)
+        logging.disable_progress_bar()
+        self._pipeline = InpaintPipeline.from_pretrained(
+            folder, local_files_only=True, torch_dtype=torch.float32
+        ).to(device)
+        self.prior = self._pipeline.prior
+        self.size, self.steps, self.device = CROP_SIZE, steps, device
+
+    def context(self, jobs: Sequence[Job]) -> Any:
+        """(N, 7, S, S) float32 torch tensor of what the network may see of the jobs."""
+        import torch
+
+        from anonymize.inpaint import contexts
+
+        crops = torch.from_numpy(np.stack([job.crop for job in jobs])).permute(0, 3, 1, 2)
+        masks = torch.from_numpy(np.stack([job.mask for job in jobs]))[:, None].float()
+        maps = torch.from_numpy(np.stack([heat(job.landmarks, self.size) for job in jobs]))
+        return contexts(crops.float() / 127.5 - 1, masks, maps)
+
+    def cells(self, jobs: Sequence[Job]) -> Floats:
+        """(N, cells) logits: which coarse cell of people the visible context suggests."""
+        from anonymize.devices import invariant
+
+        logits = invariant(self.prior, self.context(jobs), device=self.device)
+        return np.asarray(logits.numpy(), np.float32)
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Pixels]:
+        import torch
+
+        from anonymize.devices import invariant
+
+        if not jobs:
+            return []
+        shape = (3, self.size, self.size)
+        noise = [np.random.default_rng(j.seed).standard_normal(shape, np.float32) for j in jobs]
+        codes = np.stack([job.code for job in jobs if job.code is not None])
+        if len(codes) != len(jobs):
+            raise ConfigError("inpaint got a job without an identity code")
+        drawn = invariant(
+            lambda context, code, start: self._pipeline(context, code, start, self.steps),
+            self.context(jobs),
+            torch.from_numpy(codes),
+            torch.from_numpy(np.stack(noise)),
+            device=self.device,
+        )
+        pixels = ((drawn + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return list(np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy()))
+
+
+class Blur:
+    """Baseline: Gaussian blur. Not anonymisation: recognisers that learnt blur see through it.
+
+    Args:
+        strength: standard deviation as a share of the crop's side.
+    """
+
+    name: ClassVar[str] = "blur"
+    baseline = True
+    size = CROP_SIZE
+
+    def __init__(self, strength: float = 0.06) -> None:
+        if not strength > 0:
+            raise ConfigError(f"got blur strength {strength}, expected a positive number")
+        self.strength = strength
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Pixels]:
+        sigma = self.strength * self.size
+        return [np.asarray(cv2.GaussianBlur(job.crop, (0, 0), sigma), np.uint8) for job in jobs]
+
+
+class Pixelate:
+    """Baseline: a coarse mosaic. Not anonymisation: what the blocks keep can be matched.
+
+    Args:
+        blocks: blocks along the crop's side.
+    """
+
+    name: ClassVar[str] = "pixelate"
+    baseline = True
+    size = CROP_SIZE
+
+    def __init__(self, blocks: int = 12) -> None:
+        if not 1 <= blocks <= self.size:
+            raise ConfigError(f"got {blocks} blocks, expected 1 to {self.size}")
+        self.blocks = blocks
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Pixels]:
+        return [self._mosaic(job.crop) for job in jobs]
+
+    def _mosaic(self, crop: Pixels) -> Pixels:
+        small = cv2.resize(crop, (self.blocks, self.blocks), interpolation=cv2.INTER_AREA)
+        side = (self.size, self.size)
+        return np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+class Mask:
+    """Baseline: the region in plain grey. It leaves nothing to learn from, and only the context."""
+
+    name: ClassVar[str] = "mask"
+    baseline = True
+    size = CROP_SIZE
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Pixels]:
+        return [np.full_like(job.crop, GREY) for job in jobs]
+
+
+def bundled(name: str) -> Path:
+    """The folder of a model that comes with the package."""
+    return Path(str(files("anonymize.models") / name))
+
+
+def check_sums(folder: Path) -> dict[str, str]:
+    """Compares every file of a model with its SHA256SUMS.
+
+    Returns:
+        File name (relative to the folder) to SHA-256.
+
+    Raises:
+        WeightsError: the list or a file is absent, or a file was altered.
+    """
+    sums = folder / "SHA256SUMS"
+    if not sums.is_file():
+        raise WeightsError(
+            f"{folder} has no SHA256SUMS: expected a model exported by `anonymize train`"
+        )
+    lines = [line.split("  ", 1) for line in sums.read_text("utf-8").splitlines() if line]
+    for digest, name in lines:
+        path = folder / name
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+        if found != digest:
+            raise WeightsError(
+                f"{path} is not what was published: got {found}, expected {digest}; "
+                "install the package or export the model again"
+            )
+    return {name: digest for digest, name in lines}
+
+
+def write_sums(folder: Path) -> None:
+    """Writes SHA256SUMS over every other file below a model's folder."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "SHA256SUMS")
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+        for path in paths
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines), "utf-8")

@@ -1,0 +1,93 @@
+"""Picture files to upright RGB arrays and back: the only place that decodes and encodes."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from anonymize.errors import Withhold
+from anonymize.record import Pixels
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MAX_PIXELS = 100_000_000
+FORMATS = {"jpg": ".jpg", "png": ".png"}
+
+# The limit is checked here, from the header and with a reason, so Pillow's own must not speak first.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def read(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decodes a picture file.
+
+    EXIF orientation is applied; grey, palette and CMYK become RGB; 16 bits per channel become 8;
+    transparency is laid on white, so that what it hid stays hidden.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        Withhold: the file cannot be read, is no picture, is cut short, too large or animated.
+    """
+    if not path.is_file():  # a pipe would block for ever, a link in a loop never ends
+        raise Withhold("not a readable file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Withhold("not a readable file") from error
+    return decode(data, max_pixels)
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """As `read`, from the bytes of a file."""
+    if not data:
+        raise Withhold("file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as picture:
+                _check(picture, max_pixels)
+                return _rgb(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError as error:
+        raise Withhold("file is not a picture") from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise Withhold("picture is damaged or cut short") from error
+
+
+def _check(picture: Image.Image, max_pixels: int) -> None:
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise Withhold(f"picture is too large: {width} x {height}, limit {max_pixels} pixels")
+    # phones put a preview or depth map behind the picture (MPO); those are not animations
+    if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
+        raise Withhold("picture is animated or has several pages")
+
+
+def _rgb(picture: Image.Image) -> Pixels:
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow would clip instead of scale
+        grey = np.clip(np.asarray(picture).astype(np.int64) // 257, 0, 255)
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layers = picture.convert("RGBA")
+        white = Image.new("RGBA", layers.size, "white")
+        picture = Image.alpha_composite(white, layers)
+    return np.array(picture.convert("RGB"), np.uint8)
+
+
+def encode(image: Pixels, kind: str = "jpg", quality: int = 95) -> bytes:
+    """Encodes (H, W, 3) uint8 RGB as a file that holds pixels and nothing else.
+
+    Args:
+        image: the pixels.
+        kind: `jpg` or `png`.
+        quality: of JPEG, 1..100.
+    """
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if kind == "jpg" else []
+    done, data = cv2.imencode(FORMATS[kind], np.ascontiguousarray(image[..., ::-1]), options)
+    if not done:
+        raise ValueError(f"cannot encode an array of shape {image.shape} as {kind}")
+    return data.tobytes()

@@ -1,0 +1,226 @@
+"""The default generator's networks and their diffusers pipeline: a new face into a faceless crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+CODE = 128
+"""Length of an identity code: the recogniser's embedding, centred and normalised."""
+
+CONTEXT = 7
+"""Channels of a context: picture without the region (3), region mask (1), landmark maps (3)."""
+
+
+class FaceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """What stands around the U-Net: identity code to class embedding, features to pixels.
+
+    The U-Net works at a quarter of the crop's resolution, which is what makes it fast on a CPU.
+    This module folds pixels into channels on the way in and unfolds them on the way out, with a
+    residual block at half resolution and a correction at full resolution that removes the grid
+    which unfolding alone would leave.
+    """
+
+    @register_to_config
+    def __init__(self, embedding: int = 256, features: int = 128) -> None:
+        super().__init__()
+        inputs, half = 3 + CONTEXT, features // 4
+        self.embed = nn.Sequential(
+            nn.Linear(CODE, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.skip = nn.Conv2d(inputs, 8, 3, padding=1)
+        self.norm1 = nn.GroupNorm(8, half + 8)
+        self.conv1 = nn.Conv2d(half + 8, half, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * half)
+        self.norm2 = nn.GroupNorm(8, half)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1)
+        self.join = nn.Conv2d(half + 8, half, 1)
+        self.unfold = nn.Conv2d(half, 4 * 12, 3, padding=1)
+        self.fine1 = nn.Conv2d(12 + inputs, 16, 3, padding=1)
+        self.fine2 = nn.Conv2d(16, 3, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.fine2.weight)
+
+    def encode(self, code: Tensor) -> Tensor:
+        """(N, 128) unit codes to (N, embedding) class embeddings for the U-Net."""
+        out: Tensor = self.embed(code * CODE**0.5)
+        return out
+
+    def fold(self, noisy: Tensor, context: Tensor) -> Tensor:
+        """(N, 3, S, S) and (N, 7, S, S) to the U-Net's input (N, 160, S / 4, S / 4)."""
+        return F.pixel_unshuffle(torch.cat([noisy, context], 1), 4)
+
+    def forward(
+        self, features: Tensor, noisy: Tensor, context: Tensor, embedding: Tensor
+    ) -> Tensor:
+        """The U-Net's output (N, features, S / 4, S / 4) to pixels (N, 3, S, S), about -1..1."""
+        inputs = torch.cat([noisy, context], 1)
+        x = torch.cat([F.pixel_shuffle(features, 2), self.skip(F.avg_pool2d(inputs, 2))], 1)
+        scale, shift = self.film(F.silu(embedding))[:, :, None, None].chunk(2, 1)
+        y = self.conv1(F.silu(self.norm1(x)))
+        x = self.join(x) + self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
+        x = F.pixel_shuffle(self.unfold(F.silu(x)), 2)
+        out: Tensor = x[:, :3] + self.fine2(F.silu(self.fine1(torch.cat([x, inputs], 1))))
+        return out
+
+
+class CodePrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A prior over identity codes in a few coarse cells, and a guess of the cell from the context.
+
+    Each cell is a Gaussian over codes; its mean and factor were fitted on the training faces. The
+    classifier sees the context only, never the removed face, so a code that follows it tells
+    nothing that the published picture does not show anyway.
+    """
+
+    @register_to_config
+    def __init__(self, cells: int = 8) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(CODE), requires_grad=False)
+        self.mean = nn.Parameter(torch.zeros(cells, CODE), requires_grad=False)
+        self.factor = nn.Parameter(torch.zeros(cells, CODE, CODE), requires_grad=False)
+        self.weight = nn.Parameter(torch.full((cells,), 1 / cells), requires_grad=False)
+        self.classify = nn.Sequential(
+            nn.Conv2d(CONTEXT, 24, 5, 2, 2),
+            nn.SiLU(),
+            nn.Conv2d(24, 48, 3, 2, 1),
+            nn.GroupNorm(8, 48),
+            nn.SiLU(),
+            nn.Conv2d(48, 96, 3, 2, 1),
+            nn.GroupNorm(8, 96),
+            nn.SiLU(),
+            nn.Conv2d(96, 96, 3, 2, 1),
+            nn.GroupNorm(8, 96),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(96 * 16, cells),
+        )
+
+    def code(self, embeddings: Tensor) -> Tensor:
+        """(N, 128) recogniser embeddings to unit codes: centred, because dlib's share a mean."""
+        return F.normalize(embeddings - self.centre, dim=1)
+
+    def draw(self, cells: Tensor, normal: Tensor) -> Tensor:
+        """Codes of new people.
+
+        Args:
+            cells: (N,) int64 cell indices.
+            normal: (N, 128) standard normal numbers.
+
+        Returns:
+            (N, 128) unit codes.
+        """
+        spread = (self.factor[cells] @ normal[:, :, None])[:, :, 0]
+        return F.normalize(self.mean[cells] + spread, dim=1)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """(N, 7, S, S) contexts to (N, cells) logits."""
+        out: Tensor = self.classify(F.interpolate(context, (64, 64), mode="area"))
+        return out
+
+
+class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Draws a given new identity into head crops whose face region was removed.
+
+    The U-Net predicts the clean picture (x0) at every step, so one step already is an answer and
+    more steps refine it. `unet`, `adapter` and `prior` are trained by `anonymize train`.
+    """
+
+    def __init__(
+        self, unet: UNet2DModel, adapter: FaceAdapter, prior: CodePrior, scheduler: DDIMScheduler
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, adapter=adapter, prior=prior, scheduler=scheduler)
+
+    @torch.inference_mode()
+    def __call__(
+        self, context: Tensor, code: Tensor, noise: Tensor, steps: int = 1, **_: Any
+    ) -> Tensor:
+        """Generates faces.
+
+        Args:
+            context: (N, 7, S, S) as `contexts` makes it.
+            code: (N, 128) unit identity codes.
+            noise: (N, 3, S, S) standard normal, the only source of randomness.
+            steps: scheduler steps, 1 to 4 are useful.
+
+        Returns:
+            (N, 3, S, S) in -1..1, the whole crop; outside the region it repeats the context.
+        """
+        mask = context[:, 3:4]
+        self.scheduler.set_timesteps(steps, device=context.device)
+        noisy = noise * mask
+        clean = noisy
+        for step in self.scheduler.timesteps:
+            clean = predict(self.unet, self.adapter, noisy, step, context, code).clamp(-1, 1)
+            noisy = self.scheduler.step(clean, step, noisy).prev_sample * mask
+        return clean
+
+
+def predict(
+    unet: UNet2DModel,
+    adapter: FaceAdapter,
+    noisy: Tensor,
+    step: Tensor,
+    context: Tensor,
+    code: Tensor,
+) -> Tensor:
+    """One evaluation of the generator: the clean crop (N, 3, S, S), about -1..1.
+
+    Args:
+        noisy: (N, 3, S, S) the region's noised pixels, zero outside it.
+        step: () or (N,) scheduler time step.
+        context: (N, 7, S, S).
+        code: (N, 128).
+    """
+    embedding = adapter.encode(code)
+    features = unet(adapter.fold(noisy, context), step, class_labels=embedding).sample
+    out: Tensor = adapter(features, noisy, context, embedding)
+    return out
+
+
+def contexts(crops: Tensor, masks: Tensor, heats: Tensor) -> Tensor:
+    """What the generator is allowed to see of pictures.
+
+    Args:
+        crops: (N, 3, S, S) in -1..1.
+        masks: (N, 1, S, S), 1 where the face is removed.
+        heats: (N, 3, S, S) landmark maps.
+
+    Returns:
+        (N, 7, S, S); nothing under the mask is left in it.
+    """
+    return torch.cat([crops * (1 - masks), masks, heats], 1)
+
+
+def new_pipeline(channels: Sequence[int] = (64, 128, 192), cells: int = 8) -> InpaintPipeline:
+    """An untrained pipeline."""
+    features = 2 * channels[0]
+    unet = UNet2DModel(
+        sample_size=32,
+        in_channels=(3 + CONTEXT) * 16,
+        out_channels=features,
+        down_block_types=("DownBlock2D",) * len(channels),
+        up_block_types=("UpBlock2D",) * len(channels),
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        norm_num_groups=8,
+        resnet_time_scale_shift="scale_shift",
+        class_embed_type="identity",
+        add_attention=False,
+    )
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1000,
+        prediction_type="sample",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        clip_sample=True,
+    )
+    adapter = FaceAdapter(embedding=4 * channels[0], features=features)
+    return InpaintPipeline(unet, adapter, CodePrior(cells), scheduler)

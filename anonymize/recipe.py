@@ -1,0 +1,127 @@
+"""A run's whole configuration: a frozen dataclass that is also a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from anonymize.aligners import REGIONS
+from anonymize.errors import ConfigError
+from anonymize.images import FORMATS
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What `anonymize run` does to every picture.
+
+    Attributes:
+        generator: a registered generator or `package.module:attr`.
+        region: `face` (forehead to hairline, cheeks, jaw) or `head` (hairline and ears too).
+        context_codes: draw each new person from the cell that the visible context suggests; False
+            draws blindly.
+        detector: finds the faces to replace.
+        auditor: another detector that looks for missed faces in every output.
+        format: `jpg` or `png`.
+        quality: of JPEG, 1..100.
+        max_pixels: larger pictures are withheld.
+        generator_options, detector_options, auditor_options: keyword arguments of the components.
+    """
+
+    generator: str = "inpaint"
+    region: str = "face"
+    context_codes: bool = True
+    detector: str = "mtcnn"
+    auditor: str = "centerface"
+    format: str = "jpg"
+    quality: int = 95
+    max_pixels: int = 100_000_000
+    generator_options: Mapping[str, Any] = field(default_factory=dict)
+    detector_options: Mapping[str, Any] = field(default_factory=dict)
+    auditor_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.region not in REGIONS:
+            raise ConfigError(f"region: got {self.region!r}, expected {' or '.join(REGIONS)}")
+        if self.format not in FORMATS:
+            raise ConfigError(f"format: got {self.format!r}, expected {' or '.join(FORMATS)}")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"quality: got {self.quality}, expected 1 to 100")
+
+
+def as_dict(recipe: Any) -> dict[str, Any]:
+    """A recipe as plain values, ready for JSON or TOML."""
+    return dataclasses.asdict(recipe)
+
+
+def digest(recipe: Any) -> str:
+    """SHA-256 of a recipe: two runs may share a release only if theirs are equal."""
+    return hashlib.sha256(json.dumps(as_dict(recipe), sort_keys=True).encode()).hexdigest()
+
+
+def build(cls: type[T], values: Mapping[str, Any], origin: str) -> T:
+    """Makes a recipe of class `cls` from plain values; unknown keys and wrong types are errors.
+
+    Args:
+        cls: a recipe dataclass.
+        values: field name to value.
+        origin: named in error messages.
+
+    Raises:
+        ConfigError: with the key, what was got and what is expected.
+    """
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"{origin}: unknown key {key!r}; known: {', '.join(hints)}")
+        if not _fits(value, hints[key]):
+            expected = getattr(hints[key], "__name__", str(hints[key]))
+            raise ConfigError(f"{origin}: {key}: got {value!r}, expected {expected}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = getattr(hint, "__origin__", hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, (list, tuple) if origin is tuple else origin)
+
+
+def load(cls: type[T], path: Path | None, settings: Iterable[str] = ()) -> T:
+    """Reads a recipe from a TOML file and `KEY=VALUE` settings, the latter winning.
+
+    Values are TOML; a bare word is a string. `a.b=1` sets key `b` of table `a`.
+
+    Raises:
+        ConfigError: unreadable file, bad TOML, unknown key or wrong type.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"cannot read recipe {path}: {error}") from error
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set: got {setting!r}, expected KEY=VALUE")
+        table, _, last = key.strip().rpartition(".")
+        place = values.setdefault(table, {}) if table else values
+        place[last] = _value(text)
+    return build(cls, values, str(path or "--set"))
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,77 @@
+"""Finds components by name: built-in, installed by a third party, or any `module:attr`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from importlib.metadata import entry_points
+from typing import Any
+
+from anonymize.errors import ConfigError
+
+BUILTIN: dict[str, dict[str, str]] = {
+    "detector": {
+        "mtcnn": "anonymize.detectors:MTCNN",
+        "centerface": "anonymize.detectors:CenterFace",
+    },
+    "embedder": {
+        "dlib": "anonymize.embedders:DlibEmbedder",
+        "dlib-densenet": "anonymize.embedders:DenseNetEmbedder",
+        "deepface": "anonymize.embedders:DeepFaceEmbedder",
+    },
+    "generator": {
+        "inpaint": "anonymize.generators:Inpaint",
+        "blur": "anonymize.generators:Blur",
+        "pixelate": "anonymize.generators:Pixelate",
+        "mask": "anonymize.generators:Mask",
+    },
+}
+
+
+def names(kind: str) -> dict[str, str]:
+    """Known components of a kind: name to where it is defined, built-in ones first.
+
+    Raises:
+        ConfigError: no such kind.
+    """
+    if kind not in BUILTIN:
+        raise ConfigError(f"unknown kind {kind!r}: expected one of {', '.join(BUILTIN)}")
+    installed = {entry.name: entry.value for entry in entry_points(group=f"anonymize.{kind}")}
+    return installed | BUILTIN[kind]
+
+
+def load(kind: str, name: str, device: str = "cpu", **options: Any) -> Any:
+    """Makes a component.
+
+    Args:
+        kind: `detector`, `embedder` or `generator`.
+        name: a known name, one with an argument after a colon (`deepface:ArcFace`), or
+            `package.module:attr`.
+        device: a torch device type, handed to components that take `device`.
+        options: keyword arguments for it; those it does not take are an error.
+
+    Raises:
+        ConfigError: unknown name, failed import, or options that do not fit.
+    """
+    known = names(kind)
+    base, _, argument = name.partition(":")
+    if base in known:
+        target, arguments = known[base], ([argument] if argument else [])
+    elif argument:
+        target, arguments = name, []
+    else:
+        raise ConfigError(
+            f"unknown {kind} {name!r}: expected one of {', '.join(sorted(known))}, "
+            "or package.module:attr"
+        )
+    module, _, attribute = target.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot load {kind} {name!r} from {target}: {error}") from error
+    if "device" in inspect.signature(made).parameters:
+        options["device"] = device
+    try:
+        return made(*arguments, **options)
+    except TypeError as error:
+        raise ConfigError(f"{kind} {name!r} does not take these options: {error}") from error

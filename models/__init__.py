@@ -1,0 +1,1 @@
+"""Weights that this project trained, one folder per model."""
