@@ -1,4 +1,4 @@
-"""Photographic augmentation: clean training portraits made to look like photographs taken anywhere."""
+"""Augmentation: clean training portraits made to look like photographs taken anywhere."""
 
 from __future__ import annotations
 
@@ -79,5 +79,6 @@ def _capture(image: Floats, rng: np.random.Generator) -> Pixels:
     pixels = np.asarray(np.clip(image * 255, 0, 255).round(), np.uint8)
     if rng.random() < 0.4:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(45, 95))]
-        pixels = cv2.imdecode(cv2.imencode(".jpg", pixels, quality)[1], cv2.IMREAD_COLOR)
-    return np.asarray(pixels, np.uint8)
+        stored = cv2.imencode(".jpg", pixels, quality)[1]
+        return np.asarray(cv2.imdecode(stored, cv2.IMREAD_COLOR), np.uint8)
+    return pixels

@@ -61,17 +61,25 @@ def _distance(face: Face, size: int, region: str) -> Floats:
 
 
 def _matched(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
-    """Adds the smooth field by which the crop misses the context just outside the region."""
+    """Adds the smooth field by which the crop misses the context just outside the region.
+
+    A broad estimate reaches the middle of the face, a narrow one follows the border.
+    """
     size = len(crop)
-    ring = ((distance >= 1.0) & (distance < 1.3)).astype(np.float32)[..., None]
+    ring = ((distance >= 1.0) & (distance < 1.3)).astype(np.float32)
     if not ring.any():
         return crop
-    gap = np.clip(context.astype(np.float32) - crop, -48, 48) * ring
-    sigma = size * 0.06
-    near = cv2.GaussianBlur(gap, (0, 0), sigma)
-    weight = cv2.GaussianBlur(ring[..., 0], (0, 0), sigma)[..., None]
-    field = near / (weight + 0.05)
-    return np.asarray(np.clip(crop + field, 0, 255).round(), np.uint8)
+    gap = np.clip(context.astype(np.float32) - crop, -48, 48) * ring[..., None]
+    broad = _spread(gap, ring, 0.25 * size, 1e-4)
+    narrow = _spread(gap - broad * ring[..., None], ring, 0.06 * size, 0.05)
+    return np.asarray(np.clip(crop + broad + narrow, 0, 255).round(), np.uint8)
+
+
+def _spread(values: Floats, weights: Floats, sigma: float, least: float) -> Floats:
+    """Gaussian average of (S, S, 3) values by weight; it fades where there is less than `least`."""
+    near = cv2.GaussianBlur(values, (0, 0), sigma)
+    weight = cv2.GaussianBlur(weights, (0, 0), sigma)
+    return np.asarray(near / (weight[..., None] + least), np.float32)
 
 
 def _bounds(image: Pixels, matrix: Floats, size: int) -> tuple[int, int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
@@ -198,11 +199,12 @@ def links(dst: Path) -> None:
     """Print the private link table of DST as CSV: source,output (paths below SRC and DST)."""
     from anonymize.state import State, private_folder
 
-    state = State(private_folder(dst))
-    table = csv.writer(click.get_text_stream("stdout", errors="surrogateescape"))
+    state, text = State(private_folder(dst)), io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
     table.writerow(["source", "output"])
     table.writerows(state.links())
     state.close()
+    click.echo(text.getvalue().encode("utf-8", "surrogateescape"), nl=False)
 
 
 @main.command()

@@ -122,7 +122,7 @@ class MTCNN:
             where = (score > self.thresholds[0]).nonzero(as_tuple=True)
             if len(where[0]):
                 at = torch.stack([where[1], where[0]], 1).float().cpu().numpy() * 2
-                corners = np.hstack([at, at + 12]) / scale
+                corners: Floats = np.hstack([at, at + 12]) / scale
                 corners = _shifted(corners, shift[:, where[0], where[1]].T.cpu().numpy())
                 level = score[where].cpu().numpy()
                 keep = suppress(corners, level, 0.5)
@@ -282,7 +282,7 @@ class CenterFace:
         y, x = (np.array([row, column]) + offset[:, row, column] + 0.5) * 4
         corner = np.array([x - wide / 2, y - high / 2])
         points = marks[:, row, column].reshape(5, 2)[:, ::-1] * np.array([wide, high]) + corner
-        return np.hstack([corner, corner + (wide, high)]), heat[0, row, column], points
+        return np.array([*corner, x + wide / 2, y + high / 2]), heat[0, row, column], points
 
     def _run(self, x: Tensor) -> list[Tensor]:
         values = {**self._weights, self._input: x}

@@ -57,7 +57,7 @@ class _Cursor:
     def __init__(self, data: bytes, at: int) -> None:
         self.data, self.at = data, at
 
-    def int(self) -> int:
+    def integer(self) -> int:
         control = self.data[self.at]
         count = control & 0x0F
         if control & 0x70 or not 1 <= count <= 8:
@@ -66,30 +66,30 @@ class _Cursor:
         self.at += 1 + count
         return -value if control & 0x80 else value
 
-    def ints(self, count: int) -> list[int]:
-        return [self.int() for _ in range(count)]
+    def integers(self, count: int) -> list[int]:
+        return [self.integer() for _ in range(count)]
 
     def float(self) -> float:
-        mantissa, exponent = self.ints(2)
+        mantissa, exponent = self.integers(2)
         return float(mantissa) * 2.0**exponent
 
     def tensor(self) -> Array:
-        if (version := self.int()) != 2:
+        if (version := self.integer()) != 2:
             raise WeightsError(f"tensor version {version} at byte {self.at}, expected 2")
-        shape = self.ints(4)
+        shape = self.integers(4)
         size = int(np.prod(shape))
         values = np.frombuffer(self.data, "<f4", size, self.at).astype(np.float32)
         self.at += 4 * size
         return values.reshape(shape)
 
     def alias(self) -> tuple[int, ...]:
-        self.int()
-        return tuple(self.ints(4))
+        self.integer()
+        return tuple(self.integers(4))
 
 
 def _con(cursor: _Cursor) -> Layer:
     flat = cursor.tensor().ravel()
-    _, _, _, *stride_pad = cursor.ints(7)
+    _, _, _, *stride_pad = cursor.integers(7)
     filters, biases = cursor.alias(), cursor.alias()
     size, channels = int(np.prod(filters)), int(np.prod(biases))
     return Layer(
@@ -117,7 +117,7 @@ def _bn(cursor: _Cursor) -> Layer:
 
 
 def _fc(cursor: _Cursor) -> Layer:
-    outputs, _ = cursor.ints(2)
+    outputs, _ = cursor.integers(2)
     weight = cursor.tensor()
     return Layer("fc", weight.reshape(-1, outputs))
 

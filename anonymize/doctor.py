@@ -42,8 +42,6 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise RuntimeError(f"got Python {sys.version.split()[0]}, expected 3.11 or newer")
     return sys.version.split()[0]
 
 

@@ -138,7 +138,8 @@ class DlibResNet(nn.Module):
     def forward(self, chips: Tensor) -> Tensor:
         x = F.relu(self.stem((chips - self.mean) / 256))
         x = self.blocks(F.max_pool2d(x, 3, 2))
-        return x.mean((2, 3)) @ self.head
+        out: Tensor = x.mean((2, 3)) @ self.head
+        return out
 
 
 def _norm(layer: Layer) -> nn.BatchNorm2d:

@@ -22,7 +22,7 @@ class ReleaseError(AnonymizeError):
     """A release directory or its private state is not in the state that the command needs."""
 
 
-class Withhold(Exception):
+class Withhold(Exception):  # noqa: N818 - a result, not an error
     """This image must not be published.
 
     Args:

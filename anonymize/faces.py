@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,7 +14,8 @@ import torch
 from anonymize.aligners import CROP_SIZE, TEMPLATE, similarity, warp
 from anonymize.detectors import MTCNN
 from anonymize.embedders import DLIB_RESNET, DlibResNet, chip
-from anonymize.errors import ConfigError
+from anonymize.errors import ConfigError, Withhold
+from anonymize.images import SUFFIXES, read
 from anonymize.packages import package_file
 from anonymize.record import Floats
 
@@ -51,7 +51,7 @@ def prepare(
     Raises:
         ConfigError: no picture with a face.
     """
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     names = "\n".join(str(path.relative_to(source)) for path in paths)
     label = hashlib.sha256(f"{size} {MARGIN} {names}".encode()).hexdigest()[:16]
     stored = cache / f"faces-{label}.npz"
@@ -74,10 +74,10 @@ def _build(paths: list[Path], size: int, report: Callable[[str], None]) -> Faces
     for index, path in enumerate(paths):
         if index % 500 == 0:
             report(f"preparing faces: {index} of {len(paths)}")
-        stored = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if stored is None:
+        try:
+            image = read(path)
+        except Withhold:
             continue
-        image = np.ascontiguousarray(stored[..., ::-1])
         found = max(detector([image])[0], key=lambda f: f.box[2] - f.box[0], default=None)
         if found is None or found.score < 0.95:
             continue

@@ -87,7 +87,7 @@ class Inpaint:
         self.hashes = check_sums(folder)
         logging.disable_progress_bar()
         self._pipeline = InpaintPipeline.from_pretrained(
-            folder, local_files_only=True, torch_dtype=torch.float32
+            folder, local_files_only=True, dtype=torch.float32
         ).to(device)
         self.prior = self._pipeline.prior
         self.size, self.steps, self.device = CROP_SIZE, steps, device

@@ -17,7 +17,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff",
 MAX_PIXELS = 100_000_000
 FORMATS = {"jpg": ".jpg", "png": ".png"}
 
-# The limit is checked here, from the header and with a reason, so Pillow's own must not speak first.
+# The limit is checked here, from the header and with a reason; Pillow's own would come first.
 Image.MAX_IMAGE_PIXELS = None
 
 

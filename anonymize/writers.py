@@ -11,7 +11,7 @@ from anonymize.images import FORMATS, encode
 from anonymize.record import Record
 
 EPOCH = 315_532_800
-"""1980-01-01: the time stamp of every file, so that none tells when or in which order it was made."""
+"""1980-01-01: the time stamp of every file, so that none tells when it was made."""
 
 
 @dataclass(frozen=True, slots=True)

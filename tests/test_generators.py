@@ -1,0 +1,234 @@
+"""Generators, identities and training: what is drawn, from what, and that it can be learnt."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anonymize import registry, seeds
+from anonymize.aligners import TEMPLATE, radius
+from anonymize.embedders import CHIP, chip
+from anonymize.errors import ConfigError, WeightsError
+from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
+from anonymize.identities import LIMIT, invent, pseudonym
+from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline
+from anonymize.record import Face, Pixels
+from anonymize.stages import job
+from anonymize.train import TrainRecipe, chips, train
+
+KEY = bytes(range(32))
+
+
+@pytest.fixture(scope="module")
+def inpaint() -> Inpaint:
+    return Inpaint()
+
+
+def crop(seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+
+
+def code(seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_normal(128).astype(np.float32)
+    return values / np.linalg.norm(values)
+
+
+def blank_job(image: Pixels, seed: int = 1, who: int = 0) -> Job:
+    face = Face(np.zeros(4, np.float32), 1.0, TEMPLATE, crop=image)
+    face = face.but(crop_from_image=np.eye(2, 3, dtype=np.float32))
+    made = job(face, "face", baseline=False)
+    return Job(made.crop, made.mask, made.landmarks, code(who), seed)
+
+
+def test_the_generator_never_sees_the_face(inpaint: Inpaint) -> None:
+    """Two pictures that differ only inside the region give the same job and the same bytes."""
+    image, other = crop(), crop()
+    inside = radius(TEMPLATE, 128, "face") < 1
+    other[inside] = 255 - other[inside]
+    a, b = blank_job(image), blank_job(other)
+    assert (a.crop[inside] == GREY).all()
+    assert a.crop.tobytes() == b.crop.tobytes()
+    assert inpaint([a])[0].tobytes() == inpaint([b])[0].tobytes()
+
+
+def test_contexts_hold_nothing_of_the_region() -> None:
+    crops = torch.rand(2, 3, 8, 8)
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[:, :, 2:5] = 1
+    made = contexts(crops, masks, torch.zeros(2, 3, 8, 8))
+    assert (made[:, :3] * masks).abs().max() == 0
+    assert (made[:, :3, 6] == crops[:, :, 6]).all()
+
+
+def test_a_face_depends_on_its_own_job_only(inpaint: Inpaint) -> None:
+    jobs = [blank_job(crop(i), seed=i, who=i) for i in range(3)]
+    together = inpaint(jobs)
+    alone = [inpaint([one])[0] for one in reversed(jobs)][::-1]
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(together, alone, strict=True))
+    assert inpaint([]) == []
+
+
+def test_code_seed_and_context_all_matter(inpaint: Inpaint) -> None:
+    base = blank_job(crop())
+    for other in (blank_job(crop(), who=5), blank_job(crop(), seed=2), blank_job(crop(3))):
+        assert inpaint([base])[0].tobytes() != inpaint([other])[0].tobytes()
+
+
+def test_one_and_four_steps_work_and_others_are_refused(inpaint: Inpaint) -> None:
+    four = Inpaint(steps=4)([blank_job(crop())])[0]
+    assert four.shape == (128, 128, 3)
+    assert four.std() > 5
+    with pytest.raises(ConfigError, match="0 steps"):
+        Inpaint(steps=0)
+
+
+def test_a_job_without_a_code_is_refused(inpaint: Inpaint) -> None:
+    bare = blank_job(crop())
+    with pytest.raises((ConfigError, ValueError)):
+        inpaint([Job(bare.crop, bare.mask, bare.landmarks, None, 1)])
+
+
+def test_altered_weights_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(bundled("inpaint-128"), folder)
+    assert check_sums(folder)
+    with (folder / "adapter" / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(WeightsError, match=r"config\.json is not what was published"):
+        Inpaint(str(folder))
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(WeightsError, match="no SHA256SUMS"):
+        Inpaint(str(folder))
+
+
+@pytest.mark.parametrize("name", ["blur", "pixelate", "mask"])
+def test_baselines_obscure_and_are_labelled(name: str) -> None:
+    generator = registry.load("generator", name)
+    assert generator.baseline
+    smooth = np.asarray(np.kron(crop()[::16, ::16], np.ones((16, 16, 1))), np.uint8)
+    face = Face(np.zeros(4, np.float32), 1.0, TEMPLATE, crop=smooth)
+    made = job(face.but(crop_from_image=np.eye(2, 3, dtype=np.float32)), "face", baseline=True)
+    assert made.crop.tobytes() == smooth.tobytes()
+    assert generator([made])[0].std() < smooth.std()
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("blur", {"strength": 0}), ("pixelate", {"blocks": 0})]
+)
+def test_baselines_refuse_options_out_of_range(name: str, option: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="got"):
+        registry.load("generator", name, **option)
+
+
+def test_codes_are_unit_vectors_far_apart_and_fixed_by_the_key(inpaint: Inpaint) -> None:
+    people = {f"p{i}": None for i in range(400)}
+    invented = invent(inpaint.prior, KEY, people)
+    codes = np.stack([person.code for person in invented.values()])
+    assert np.allclose(np.linalg.norm(codes, axis=1), 1, atol=1e-5)
+    near = codes @ codes.T - 2 * np.eye(len(codes))
+    assert near.max() <= LIMIT + 1e-6
+    assert all(person.apart for person in invented.values())
+    backwards = invent(inpaint.prior, KEY, dict(reversed(people.items())))
+    assert all((backwards[p].code == invented[p].code).all() for p in people)
+    other = invent(inpaint.prior, bytes(32), people)
+    assert max(float(other[p].code @ invented[p].code) for p in people) < 0.999
+
+
+def test_too_many_people_for_the_limit_are_reported(inpaint: Inpaint) -> None:
+    crowd = invent(inpaint.prior, KEY, {str(i): None for i in range(60)}, limit=0.05, redraws=3)
+    assert not all(person.apart for person in crowd.values())
+    assert max(person.draws for person in crowd.values()) == 3
+
+
+def test_the_cell_follows_the_visible_context(inpaint: Inpaint) -> None:
+    cells = len(inpaint.prior.mean)
+    people = {str(i): np.eye(cells, dtype=np.float32)[i % cells] for i in range(4 * cells)}
+    invented = invent(inpaint.prior, KEY, people)
+    assert all(invented[str(i)].cell == i % cells for i in range(4 * cells))
+
+
+def test_the_code_does_not_depend_on_the_face(inpaint: Inpaint) -> None:
+    image, other = crop(), crop()
+    inside = radius(TEMPLATE, 128, "face") < 1
+    other[inside] = 0
+    assert (inpaint.cells([blank_job(image)]) == inpaint.cells([blank_job(other)])).all()
+
+
+def test_pseudonyms_are_opaque_and_stable() -> None:
+    names = {pseudonym(KEY, f"person {i}") for i in range(1000)}
+    assert len(names) == 1000
+    assert all(len(name) == 17 and name[0] == "p" for name in names)
+    assert (
+        pseudonym(KEY, "person 1") == pseudonym(KEY, "person 1") != pseudonym(bytes(32), "person 1")
+    )
+
+
+def test_pipelines_survive_saving(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pipeline = new_pipeline((16, 24), cells=2)
+    context, noise = torch.randn(1, 7, 32, 32), torch.randn(1, 3, 32, 32)
+    who = torch.from_numpy(code())[None]
+    expected = pipeline(context, who, noise, steps=2)
+    pipeline.save_pretrained(tmp_path)
+    again = InpaintPipeline.from_pretrained(tmp_path)(context, who, noise, steps=2)
+    assert torch.allclose(expected, again, atol=1e-5)
+    assert expected.abs().max() <= 1
+
+
+def test_differentiable_chips_equal_the_chips_of_the_embedder() -> None:
+    image = np.kron(crop()[:16, :16], np.ones((8, 8, 1))).astype(np.uint8)
+    marks = (CHIP * 0.8 + (3, 5)).astype(np.float32)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+    mine = chips(pixels, torch.from_numpy(marks)[None])[0].permute(1, 2, 0).numpy()
+    assert np.abs(mine - chip(image, marks)).mean() < 1.5
+
+
+def toy(**changes: object) -> TrainRecipe:
+    values: dict[str, object] = {
+        "channels": (16, 24),
+        "cells": 2,
+        "batch": 4,
+        "steps": 4,
+        "warmup": 2,
+        "bf16": False,
+    }
+    return TrainRecipe(**(values | changes))  # type: ignore[arg-type]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+def test_training_resumes_where_it_stopped(people: Path, tmp_path: Path) -> None:
+    """Two steps, a stop and two more give the bytes of four steps at once."""
+    whole = train(people, tmp_path / "whole", toy(), report=lambda _: None)
+    half = tmp_path / "half"
+    train(people, half, toy(steps=2), report=lambda _: None)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(people, half, toy(), report=lambda _: None)
+    resumed = train(people, half, toy(), resume=True, report=lambda _: None)
+    assert weights(resumed) == weights(whole)
+    assert Inpaint(str(whole)).prior.mean.shape == (2, 128)
+
+
+def test_training_learns(people: Path, tmp_path: Path) -> None:
+    """The reconstruction of a dozen people gets clearly better within 100 steps."""
+    lines: list[str] = []
+    recipe = toy(steps=100, warmup=1000, rate=2e-3)
+    train(people, tmp_path, recipe, report=lines.append)
+    errors = [float(line.split("context ")[1].split()[0]) for line in lines if "context " in line]
+    assert errors[-1] < 0.8 * errors[0]
+
+
+def test_training_without_faces_says_so(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    with pytest.raises(ConfigError, match="no faces to train on"):
+        train(tmp_path / "src", tmp_path / "out", toy(), report=lambda _: None)
+
+
+def test_handles_do_not_repeat() -> None:
+    assert len({seeds.handle(KEY, "picture", f"{i}") for i in range(5000)}) == 5000

@@ -1,0 +1,604 @@
+"""`anonymize run` end to end on generated people: the laws that every release must obey."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from conftest import save
+from PIL import Image
+
+from anonymize.cli import main
+from anonymize.detectors import MTCNN
+from anonymize.embedders import DlibEmbedder, chip
+from anonymize.errors import ConfigError, ReleaseError
+from anonymize.images import read
+from anonymize.readers import Folder
+from anonymize.recipe import Recipe
+from anonymize.record import Pixels
+from anonymize.release import problems, seal
+from anonymize.run import Summary, run
+from anonymize.seeds import write_key
+from anonymize.state import State, private_folder
+
+KEY = bytes(range(32))
+MATCH = "output still matches its source"  # sample people are strangers, who sometimes look alike
+
+
+def digests(release: Path) -> dict[str, str]:
+    """SHA-256 of every file of a release, by path."""
+    return {
+        path.relative_to(release).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(release.rglob("*"))
+        if path.is_file()
+    }
+
+
+def manifest(release: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (release / "manifest.jsonl").read_text().splitlines()]
+
+
+def links(release: Path) -> dict[str, str]:
+    state = State(private_folder(release))
+    table = dict(state.links())
+    state.close()
+    return table
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory, people: Path) -> tuple[Path, Path, Summary]:
+    """Four sample people, one stray file, and the release made of them."""
+    base = tmp_path_factory.mktemp("released")
+    source = base / "people"
+    for person in sorted(people.iterdir())[:4]:
+        for picture in sorted(person.glob("*.jpg"))[:3]:
+            target = source / person.name / picture.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(picture.read_bytes())
+    (source / "notes.txt").write_text("not a picture")
+    save(source / "nobody" / "wall.png", np.full((80, 80, 3), 77, np.uint8))
+    exif = Image.Exif()
+    exif[271], exif[306] = "a camera that tells", "2003:04:05 06:07:08"
+    first = sorted(source.glob("*/*.jpg"))[0]
+    Image.open(first).save(first, quality=97, exif=exif, comment=b"taken by somebody")
+    summary = run(source, base / "release", key=KEY)
+    return source, base / "release", summary
+
+
+def test_every_input_is_written_or_withheld(released: tuple[Path, Path, Summary]) -> None:
+    _, release, summary = released
+    assert summary.read == summary.written + summary.withheld == 13
+    by_chance = summary.reasons.get(MATCH, 0)
+    assert summary.reasons == {"no face found": 1} | ({MATCH: by_chance} if by_chance else {})
+    assert by_chance <= 3
+    assert summary.ignored["not a picture"] == 1
+    rows = manifest(release)
+    assert len(rows) == 13
+    assert all((row["output"] is None) != (row["withheld"] is None) for row in rows)
+    files = set(digests(release)) - {"manifest.jsonl", "run.json"}
+    assert files == {row["output"] for row in rows if row["output"]}
+    assert not list(problems(release))
+
+
+def test_nothing_of_the_source_survives_in_the_release(
+    released: tuple[Path, Path, Summary],
+) -> None:
+    source, release, _ = released
+    words = {path.stem for path in source.rglob("*") if len(path.stem) > 1}
+    assert {"person-00", "nobody", "wall"} <= words
+    published = [p.read_bytes() for p in release.rglob("*.json*")]
+    names = " ".join(digests(release))
+    for word in words:
+        assert word not in names
+        assert not any(word.encode() in text for text in published)
+    assert str(source).encode() not in b"".join(published)
+    everything = b"".join(p.read_bytes() for p in release.rglob("*") if p.is_file())
+    for telltale in (b"a camera that tells", b"2003:04:05", b"taken by somebody", b"Exif"):
+        assert telltale not in everything
+    times = {path.stat().st_mtime for path in release.rglob("*") if path.is_file()}
+    assert times == {315_532_800}
+
+
+def test_pictures_hold_no_metadata(released: tuple[Path, Path, Summary]) -> None:
+    _, release, _ = released
+    for path in release.rglob("*.jpg"):
+        with Image.open(path) as picture:
+            assert not picture.getexif()
+            assert not {"exif", "icc_profile", "xmp", "comment", "photoshop"} & set(picture.info)
+
+
+def test_one_person_becomes_one_other_person(released: tuple[Path, Path, Summary]) -> None:
+    """Labels map one to one, new faces agree within a person and differ from their sources."""
+    source, release, _ = released
+    table = links(release)
+    pairs = {(Path(s).parent.name, Path(o).parent.name) for s, o in table.items()}
+    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) >= 3
+    detector, embedder = MTCNN(), DlibEmbedder()
+
+    def embedding(path: Path) -> np.ndarray:
+        image = read(path)
+        return embedder([chip(image, detector([image])[0][0].landmarks)])[0]
+
+    limit = embedder.FMR[1e-3]
+    new = {s: embedding(release / o) for s, o in table.items()}
+    for s, made in new.items():
+        assert np.linalg.norm(made - embedding(source / s)) > limit
+    same = [
+        np.linalg.norm(new[a] - new[b]) < embedder.FMR[1e-2]
+        for a in new
+        for b in new
+        if a < b and Path(a).parent == Path(b).parent
+    ]
+    assert np.mean(same) > 0.8
+
+
+def test_the_run_describes_itself(released: tuple[Path, Path, Summary]) -> None:
+    _, release, summary = released
+    described = json.loads((release / "run.json").read_text())
+    assert described["schema"] == 1
+    assert described["counts"]["written"] == summary.written
+    assert described["recipe"]["generator"] == "inpaint"
+    assert described["label"] == "anonymisation"
+    assert described["identities"]["people"] == 4
+    assert described["identities"]["too_close"] == 0
+    assert any(name.endswith(".safetensors") for name in described["weights"])
+
+
+def test_private_state_is_private(released: tuple[Path, Path, Summary]) -> None:
+    _, release, _ = released
+    private = private_folder(release)
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert (private / "key").stat().st_mode & 0o077 == 0
+    assert private.parent == release.parent
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(1, 1), (16, 1), (3, 2)])
+def test_bytes_do_not_depend_on_batch_or_workers(
+    released: tuple[Path, Path, Summary], tmp_path: Path, batch: int, workers: int
+) -> None:
+    source, release, _ = released
+    run(source, tmp_path / "again", key=KEY, batch_size=batch, workers=workers)
+    assert digests(tmp_path / "again") == digests(release)
+
+
+def test_another_key_changes_every_name_and_face(
+    released: tuple[Path, Path, Summary], tmp_path: Path
+) -> None:
+    source, release, _ = released
+    run(source, tmp_path / "other")
+    mine, other = digests(release), digests(tmp_path / "other")
+    assert set(mine) & set(other) == {"manifest.jsonl", "run.json"}
+    assert not set(mine.values()) & set(other.values())
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(
+    released: tuple[Path, Path, Summary], tmp_path: Path
+) -> None:
+    """SIGKILL in the survey, while writing, and after: the release is that of a calm run."""
+    source, release, _ = released
+    write_key(tmp_path / "key", KEY)
+    command = [
+        sys.executable,
+        "-m",
+        "anonymize",
+        "run",
+        str(source),
+        str(tmp_path / "release"),
+        "--key-file",
+        str(tmp_path / "key"),
+        "--max-withheld",
+        "1",
+        "--batch-size",
+        "1",
+        "--workers",
+        "1",
+    ]
+    kills, resume = 0, []
+    for phase in ("survey:", "replace:", "replace:"):
+        process = subprocess.Popen([*command, *resume], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(phase):
+                process.send_signal(signal.SIGKILL)
+                break
+        kills += process.wait() == -signal.SIGKILL
+        resume = ["--resume"]
+    assert kills >= 2
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    assert digests(tmp_path / "release") == digests(release)
+
+
+def test_interrupt_exits_130_and_says_how_to_go_on(dataset: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anonymize", "run", str(dataset), str(tmp_path / "release")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert any(line.startswith("survey:") for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    assert "--resume" in rest
+
+
+def test_a_finished_run_resumes_to_its_summary(released: tuple[Path, Path, Summary]) -> None:
+    source, release, summary = released
+    assert run(source, release, resume=True) == summary
+
+
+def test_resuming_with_another_recipe_or_key_is_refused(
+    released: tuple[Path, Path, Summary],
+) -> None:
+    source, release, _ = released
+    with pytest.raises(ConfigError, match="another recipe"):
+        run(source, release, Recipe(quality=90), resume=True)
+    with pytest.raises(ConfigError, match="another key"):
+        run(source, release, key=bytes(32), resume=True)
+
+
+def bystanders(portrait: Pixels, people: Path) -> Pixels:
+    """Two people in one picture."""
+    other = read(sorted(people.glob("*/*.jpg"))[-1])
+    canvas = np.full((240, 500, 3), 120, np.uint8)
+    canvas[:, :300] = portrait
+    canvas[60 : 60 + other.shape[0], 330 : 330 + other.shape[1]] = other
+    return canvas
+
+
+def test_bystanders_are_replaced_too(portrait: Pixels, people: Path, tmp_path: Path) -> None:
+    image = bystanders(portrait, people)
+    save(tmp_path / "people" / "someone" / "group.png", image)
+    summary = run(tmp_path / "people", tmp_path / "release", Recipe(format="png"), key=KEY)
+    assert (summary.written, summary.faces_replaced) == (1, 2)
+    (path,) = (tmp_path / "release").rglob("*.png")
+    output, detector, embedder = read(path), MTCNN(), DlibEmbedder()
+    for face in detector([image])[0]:
+        made = min(detector([output])[0], key=lambda f: np.abs(f.landmarks - face.landmarks).mean())
+        pair = embedder([chip(image, face.landmarks), chip(output, made.landmarks)])
+        assert np.linalg.norm(pair[0] - pair[1]) > embedder.FMR[1e-3]
+
+
+class Blind(MTCNN):
+    """A detector that overlooks the right half of every picture."""
+
+    def __call__(self, images):  # type: ignore[no-untyped-def]
+        kept = [
+            tuple(f for f in faces if f.box[0] < image.shape[1] / 2)
+            for image, faces in zip(images, super().__call__(images), strict=True)
+        ]
+        return kept
+
+
+def test_the_auditor_finds_what_the_detector_missed(
+    portrait: Pixels, people: Path, tmp_path: Path
+) -> None:
+    image = bystanders(portrait, people)
+    save(tmp_path / "people" / "someone" / "group.png", image)
+    recipe = Recipe(detector="test_run:Blind", format="png")
+    summary = run(tmp_path / "people", tmp_path / "release", recipe, key=KEY)
+    assert (summary.written, summary.faces_replaced) == (1, 2)
+    (path,) = (tmp_path / "release").rglob("*.png")
+    assert (read(path)[:, 330:] != image[:, 330:]).any()
+
+
+class Copy:
+    """A generator that cheats: it gives back the face it was asked to replace."""
+
+    name, size, baseline = "copy", 128, False
+    prior, hashes = None, {}
+    original: Pixels
+
+    def __call__(self, jobs):  # type: ignore[no-untyped-def]
+        return [Copy.original for _ in jobs]
+
+
+def test_outputs_that_match_their_source_are_withheld(
+    portrait: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verification does not trust the generator."""
+    from anonymize import aligners, identities, stages
+    from anonymize import run as module
+
+    face = MTCNN()([portrait])[0][0]
+    crop = aligners.align(portrait, face).crop
+    assert crop is not None
+    monkeypatch.setattr(Copy, "original", crop, raising=False)
+    code = np.ones(128, np.float32)
+    nobody = identities.Person(code, 0, 1, True)
+    monkeypatch.setattr(module, "invent", lambda prior, key, people: dict.fromkeys(people, nobody))
+    monkeypatch.setattr(stages, "invent", lambda prior, key, people: dict.fromkeys(people, nobody))
+    save(tmp_path / "people" / "someone" / "a.png", portrait)
+    recipe = Recipe(generator="test_run:Copy", context_codes=False)
+    summary = run(tmp_path / "people", tmp_path / "release", recipe, key=KEY)
+    assert summary.written == 0
+    assert summary.reasons == {MATCH: 1}
+    assert not list((tmp_path / "release").rglob("*.jpg"))
+
+
+class Grey(Copy):
+    """A generator that draws nothing."""
+
+    def __call__(self, jobs):  # type: ignore[no-untyped-def]
+        return [np.full_like(job.crop, 128) for job in jobs]
+
+
+class Broken(Copy):
+    """A generator that fails."""
+
+    def __call__(self, jobs):  # type: ignore[no-untyped-def]
+        raise ArithmeticError("broken")
+
+
+@pytest.mark.parametrize(
+    ("generator", "reason"),
+    [("Grey", "no usable face in the output"), ("Broken", "internal error (ArithmeticError)")],
+)
+def test_a_failing_generator_leaks_nothing(
+    portrait: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: str, reason: str
+) -> None:
+    from anonymize import identities
+    from anonymize import run as module
+
+    nobody = identities.Person(np.ones(128, np.float32), 0, 1, True)
+    monkeypatch.setattr(module, "invent", lambda prior, key, people: dict.fromkeys(people, nobody))
+    save(tmp_path / "people" / "someone" / "a.png", portrait)
+    recipe = Recipe(generator=f"test_run:{generator}", context_codes=False)
+    summary = run(tmp_path / "people", tmp_path / "release", recipe, key=KEY)
+    assert summary.reasons == {reason: 1}
+    assert set(digests(tmp_path / "release")) == {"manifest.jsonl", "run.json"}
+
+
+@pytest.mark.parametrize("generator", ["blur", "pixelate", "mask"])
+def test_baselines_run_and_are_labelled(dataset: Path, tmp_path: Path, generator: str) -> None:
+    result = invoke("run", dataset, tmp_path / "release", "--generator", generator)
+    assert result.exit_code == 0, result.output
+    assert "not anonymisation" in result.stderr
+    described = json.loads((tmp_path / "release" / "run.json").read_text())
+    assert described["label"].startswith("not anonymisation")
+    assert described["counts"]["written"] == 9
+
+
+def test_unlabelled_pictures_lie_at_the_top_each_as_its_own_person(
+    people: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "flat").mkdir()
+    for index, path in enumerate(sorted(people.glob("*/0.jpg"))[:3]):
+        (tmp_path / "flat" / f"{index}.jpg").write_bytes(path.read_bytes())
+    summary = run(tmp_path / "flat", tmp_path / "release", key=KEY)
+    assert summary.read == 3
+    assert summary.people == summary.written == len(list((tmp_path / "release").glob("*.jpg")))
+    assert summary.written >= 2
+
+
+def test_limit_takes_a_keyed_sample(dataset: Path, tmp_path: Path) -> None:
+    summary = run(dataset, tmp_path / "release", key=KEY, limit=4)
+    assert summary.read == 4
+
+
+def test_codes_can_be_drawn_blindly(dataset: Path, tmp_path: Path) -> None:
+    summary = run(dataset, tmp_path / "release", Recipe(context_codes=False), key=KEY)
+    assert summary.read == 9
+    assert summary.written >= 6
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+def test_bad_files_are_rows_with_reasons_and_never_written(dataset: Path, tmp_path: Path) -> None:
+    from test_images import animated, huge_bmp
+
+    good = sorted(dataset.glob("*/*.jpg"))[0].read_bytes()
+    folder = dataset / "odd"
+    folder.mkdir()
+    bad = {
+        "zero.jpg": b"",
+        "cut.jpg": good[: len(good) // 3],
+        "text.jpg": b"a shopping list",
+        "huge.bmp": huge_bmp(),
+        "moving.gif": animated(),
+    }
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    os.symlink(folder / "loop-b.jpg", folder / "loop-a.jpg")
+    os.symlink(folder / "loop-a.jpg", folder / "loop-b.jpg")
+    os.symlink(dataset, folder / "around")
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(good)
+    mask = ("--generator", "mask")
+    result = invoke("run", dataset, tmp_path / "release", "--json", *mask)
+    assert result.exit_code == 3  # 7 of 17 withheld is more than --max-withheld
+    summary = json.loads(result.stdout)
+    assert summary["schema"] == 1
+    assert (summary["read"], summary["written"], summary["withheld"]) == (17, 10, 7)
+    assert summary["reasons"]["not a readable file"] == 2
+    assert summary["ignored"]["folder link"] == 1
+    assert invoke("run", dataset, tmp_path / "b", "--max-withheld", "0.5", *mask).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "release", "message"),
+    [
+        ("absent", "release", "expected a folder of pictures"),
+        ("people", "people/inside", "inside each other"),
+        ("people", ".", "inside each other"),
+        ("people", "people", "inside each other"),
+        ("empty", "release", "found no picture"),
+    ],
+)
+def test_places_that_do_not_fit_exit_with_2(
+    dataset: Path, source: str, release: str, message: str
+) -> None:
+    base = dataset.parent
+    (base / "empty").mkdir()
+    before = sorted(base.rglob("*"))
+    result = invoke("run", base / source, base / release)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert [
+        p
+        for p in sorted(base.rglob("*"))
+        if ".private" not in p.name and p.suffix != ".sqlite" and p.parent.suffix != ".private"
+    ] == before
+
+
+def test_a_full_destination_is_refused_and_untouched(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "thesis.txt").write_text("mine")
+    for option in ([], ["--overwrite"]):
+        result = invoke("run", dataset, tmp_path / "release", *option)
+        assert result.exit_code == 1
+        assert "not an empty folder" in result.stderr
+    assert (tmp_path / "release" / "thesis.txt").read_text() == "mine"
+
+
+def test_resume_and_overwrite(dataset: Path, tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    assert invoke("run", dataset, release, "--resume").exit_code == 1
+    assert invoke("run", dataset, release, "--resume", "--overwrite").exit_code == 2
+    assert invoke("run", dataset, release, "--generator", "mask").exit_code == 0
+    first = digests(release)
+    assert "--resume" in invoke("run", dataset, release, "--generator", "mask").stderr
+    assert invoke("run", dataset, release, "--generator", "mask", "--overwrite").exit_code == 0
+    assert not set(digests(release)) & set(first) - {"manifest.jsonl", "run.json"}
+
+
+def test_readers_survive_loops_and_count_what_they_pass_over(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x.jpg").touch()
+    (tmp_path / "y.JPEG").touch()
+    (tmp_path / "readme").touch()
+    os.symlink(tmp_path, tmp_path / "a" / "up")
+    folder = Folder(tmp_path)
+    assert [(s.path, s.label) for s in folder] == [("a/b/x.jpg", "a/b"), ("y.JPEG", None)]
+    assert folder.ignored["folder link"] == 1
+    assert folder.ignored["not a picture"] == 1
+
+
+# --- links, seal, sheet ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def masked(dataset: Path, tmp_path: Path) -> Path:
+    """A quick release."""
+    assert invoke("run", dataset, tmp_path / "release", "--generator", "mask").exit_code == 0
+    return tmp_path / "release"
+
+
+def test_links_are_csv(masked: Path, dataset: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(invoke("links", masked).stdout)))
+    assert len(rows) == 9
+    assert all((dataset / r["source"]).is_file() for r in rows)
+    assert all((masked / r["output"]).is_file() for r in rows)
+
+
+def test_sealing_destroys_the_link(masked: Path) -> None:
+    before = digests(masked)
+    assert "9 pictures" in invoke("seal", masked).stdout
+    assert not private_folder(masked).exists()
+    assert digests(masked) == before
+    for command in (["links", masked], ["seal", masked]):
+        result = invoke(*command)
+        assert result.exit_code == 1
+        assert "sealed already" in result.stderr
+
+
+def with_comment(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xfe\x00\x06me!!" + data[2:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda r: next(r.rglob("*.jpg")).unlink(), "absent"),
+        (lambda r: (r / "extra.jpg").write_bytes(b"x"), "not in manifest.jsonl"),
+        (lambda r: with_comment(next(r.rglob("*.jpg"))), "differs"),
+        (lambda r: os.symlink("/", r / "root"), "a link"),
+        (lambda r: (r / "manifest.jsonl").unlink(), "no finished release"),
+    ],
+)
+def test_a_release_with_problems_is_not_sealed(masked: Path, damage: object, message: str) -> None:
+    damage(masked)  # type: ignore[operator]
+    with pytest.raises(ReleaseError, match=message):
+        seal(masked)
+    assert (private_folder(masked) / "key").exists()
+
+
+def test_sheet_shows_pairs(masked: Path, dataset: Path, tmp_path: Path) -> None:
+    assert invoke("sheet", dataset, masked, tmp_path / "s.png", "--pairs", "5").exit_code == 0
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.size == (4 * 2 * 160, 2 * 160)
+
+
+def test_an_interrupted_release_is_not_sealed(dataset: Path, tmp_path: Path) -> None:
+    State(tmp_path / "release.private", KEY).close()
+    with pytest.raises(ReleaseError, match="not finished"):
+        seal(tmp_path / "release")
+
+
+def test_key_files_are_made_once_and_used_again(dataset: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    for name in ("a", "b"):
+        result = invoke("run", dataset, tmp_path / name, "--generator", "mask", "--key-file", key)
+        assert result.exit_code == 0
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+# --- the rest of the command line ------------------------------------------------------------
+
+
+def test_doctor_and_list() -> None:
+    result = invoke("doctor", "--json")
+    assert result.exit_code == 0
+    assert all(check["good"] for check in json.loads(result.stdout)["checks"])
+    assert "inpaint" in invoke("list", "generator").stdout
+    assert invoke("list", "nonsense").exit_code == 2
+
+
+def test_progress_lines_go_to_stderr_and_results_to_stdout(dataset: Path, tmp_path: Path) -> None:
+    result = invoke("run", dataset, tmp_path / "release", "--generator", "mask")
+    assert "replace: 9 of 9, 0 withheld" in result.stderr
+    assert "written        9" in result.stdout
+    assert "replace:" not in result.stdout
+
+
+def test_a_hundred_thousand_files_are_enrolled_quickly(tmp_path: Path) -> None:
+    """Listing and journalling, not decoding; the figure is in the benchmark, this is the shape."""
+    for person in range(20):
+        folder = tmp_path / "src" / str(person)
+        folder.mkdir(parents=True)
+        for picture in range(250):
+            (folder / f"{picture}.png").touch()
+    began = time.monotonic()
+    summary = run(tmp_path / "src", tmp_path / "release", Recipe(generator="mask"))
+    assert (summary.read, summary.withheld) == (5000, 5000)
+    assert summary.reasons == {"file is empty": 5000}
+    assert time.monotonic() - began < 300
+
+
+def test_photographs(lfw: Path, tmp_path: Path) -> None:
+    """Real photographs: nearly all are written, none matches its source."""
+    people = [p for p in sorted(lfw.iterdir()) if len(list(p.iterdir())) > 2][:60:5]
+    for person in people:
+        (tmp_path / "src" / person.name).mkdir(parents=True)
+        for picture in sorted(person.iterdir())[:3]:
+            os.symlink(picture, tmp_path / "src" / person.name / picture.name)
+    summary = run(tmp_path / "src", tmp_path / "release", key=KEY, workers=2)
+    assert summary.read == 36
+    assert summary.written >= 35
