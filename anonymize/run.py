@@ -91,6 +91,11 @@ def run(
     try:
         job = _Run(source, release, recipe, state, choose(device), batch_size, workers, progress)
         return job.whole(limit)
+    except ConfigError:
+        if not resume:  # nothing was begun: leave nothing behind
+            state.close()
+            shutil.rmtree(state.folder)
+        raise
     finally:
         state.close()
 

@@ -450,11 +450,14 @@ def test_places_that_do_not_fit_exit_with_2(
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stdout == ""
-    assert [
-        p
-        for p in sorted(base.rglob("*"))
-        if ".private" not in p.name and p.suffix != ".sqlite" and p.parent.suffix != ".private"
-    ] == before
+    assert sorted(base.rglob("*")) == before
+
+
+def test_an_unknown_generator_leaves_nothing_behind(dataset: Path, tmp_path: Path) -> None:
+    result = invoke("run", dataset, tmp_path / "release", "--generator", "nope")
+    assert result.exit_code == 2
+    assert "expected one of blur, inpaint, mask, pixelate" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"people"}
 
 
 def test_a_full_destination_is_refused_and_untouched(dataset: Path, tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""Thresholds of a recogniser at given false match rates, and those of identity codes.
+
+    python eval/bench/thresholds.py SRC [--densenet FILE]
+
+SRC holds a folder per person. At most two pictures of each are embedded; the distance below which
+a share FMR of the non-mated pairs falls is the threshold. TMR is the share of mated pairs below it.
+The last table does the same for the cosine of identity codes (embeddings centred by the bundled
+prior), which is what `identities.LIMIT` speaks of.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anonymize.detectors import MTCNN
+from anonymize.embedders import DenseNetEmbedder, DlibEmbedder, chip
+from anonymize.generators import Inpaint
+from anonymize.images import read
+from anonymize.record import Floats, Pixels
+from anonymize.stages import by_subject
+
+RATES = (1e-2, 1e-3, 1e-4)
+
+
+def table(title: str, apart: Floats, mated: np.ndarray) -> None:
+    """Prints thresholds for scores of which smaller means more alike."""
+    print(f"{title}: {mated.sum()} mated and {(~mated).sum()} non-mated pairs")
+    for rate in RATES:
+        limit = np.quantile(apart[~mated], rate)
+        print(f"  FMR {rate:g}: {limit:.4f}  TMR {(apart[mated] < limit).mean():.4f}")
+
+
+def main() -> None:
+    """Reads the arguments, measures, prints."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("src", type=Path)
+    parser.add_argument("--densenet", help="dlib's face_recognition_densenet_model_v1.dat[.bz2]")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    detector = MTCNN()
+    folders = sorted(path for path in args.src.iterdir() if path.is_dir())
+    paths = [path for folder in folders for path in sorted(folder.glob("*.jpg"))[:2]]
+
+    def cut(path: Path) -> Pixels | None:
+        image = read(path)
+        found = detector([image])[0]
+        return chip(image, by_subject(found, image.shape[:2])[0].landmarks) if found else None
+
+    with ThreadPoolExecutor() as pool:
+        chips = list(pool.map(cut, paths))
+    people = np.array([p.parent.name for p, c in zip(paths, chips, strict=True) if c is not None])
+    kept = [c for c in chips if c is not None]
+    pairs = np.triu_indices(len(people), 1)
+    mated = people[pairs[0]] == people[pairs[1]]
+    embedders = [DlibEmbedder()]
+    if args.densenet:
+        embedders.append(DenseNetEmbedder(args.densenet))  # type: ignore[arg-type]
+    for embedder in embedders:
+        with ThreadPoolExecutor() as pool:
+            found = np.concatenate(list(pool.map(embedder, [[c] for c in kept])))
+        gram = found.astype(np.float64) @ found.T
+        square = np.diag(gram)[:, None] + np.diag(gram) - 2 * gram
+        table(f"{embedder.name}, distance", np.sqrt(np.maximum(square, 0))[pairs], mated)
+        if embedder.name == "dlib":
+            codes = Inpaint().prior.code(torch.from_numpy(found)).detach().numpy()
+            table("identity codes, minus cosine", -(codes @ codes.T)[pairs], mated)
+
+
+if __name__ == "__main__":
+    main()

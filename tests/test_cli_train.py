@@ -1,0 +1,48 @@
+"""`anonymize train` and recipe files from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+from PIL import Image
+
+from anonymize.cli import main
+from anonymize.generators import check_sums
+
+TOY = "channels = [16, 24]\ncells = 2\nbatch = 4\nbf16 = false\n"
+
+
+def test_train_exports_a_model_that_run_can_use(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "toy.toml").write_text(TOY)
+    out = tmp_path / "out"
+    command = ["train", str(dataset), str(out), "--recipe", str(tmp_path / "toy.toml")]
+    result = CliRunner().invoke(main, [*command, "--steps", "2"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(out / "export")
+    assert len(check_sums(out / "export")) == 8
+    assert CliRunner().invoke(main, command).exit_code == 2  # the folder holds a run
+    assert CliRunner().invoke(main, [*command, "--resume", "--steps", "3"]).exit_code == 0
+    settings = ["--set", f"generator_options.weights='{out / 'export'}'", "--max-withheld", "1"]
+    result = CliRunner().invoke(main, ["run", str(dataset), str(tmp_path / "r"), *settings])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_run_follows_its_recipe_file(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('generator = "mask"\nformat = "png"\n')
+    command = ["run", str(dataset), str(tmp_path / "release"), "--recipe", str(tmp_path / "r.toml")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    files = list((tmp_path / "release").rglob("*.png"))
+    assert len(files) == 9
+    with Image.open(files[0]) as picture:
+        assert picture.format == "PNG"
+
+
+def test_wrong_recipes_exit_with_2(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("generatr = 1\n")
+    command = ["run", str(dataset), str(tmp_path / "release"), "--recipe", str(tmp_path / "r.toml")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert "unknown key 'generatr'" in result.stderr
+    assert not (tmp_path / "release.private").exists()
