@@ -16,7 +16,7 @@ _PUBLIC = {
     "Summary": "anonymize.run",
     "WeightsError": "anonymize.errors",
     "seal": "anonymize.release",
-    "CodePrior": "anonymize.inpaint",  # diffusers looks its components up at the package's root
+    "CodePrior": "anonymize.priors",  # diffusers looks its components up at the package's root
     "FaceAdapter": "anonymize.inpaint",
 }
 

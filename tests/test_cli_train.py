@@ -10,7 +10,7 @@ from PIL import Image
 from anonymize.cli import main
 from anonymize.generators import check_sums
 
-TOY = "channels = [16, 24]\ncells = 2\nbatch = 4\nbf16 = false\n"
+TOY = "channels = [16, 24]\ncells = 2\nbatch = 4\nbf16 = false\ncell_steps = 2\n"
 
 
 def test_train_exports_a_model_that_run_can_use(dataset: Path, tmp_path: Path) -> None:

@@ -195,6 +195,7 @@ def toy(**changes: object) -> TrainRecipe:
         "steps": 4,
         "warmup": 2,
         "bf16": False,
+        "cell_steps": 2,
     }
     return TrainRecipe(**(values | changes))  # type: ignore[arg-type]
 
