@@ -101,8 +101,7 @@ class Replace:
 
     def _attempt(self, records: Sequence[Record], attempt: int) -> list[Record]:
         outputs = self.replace(records, [r.image for r in records], [0] * len(records), attempt)
-        records, outputs = self._audit(records, outputs, attempt)
-        return [self._proven(r, out) for r, out in zip(records, outputs, strict=True)]
+        return [self._proven(*audited) for audited in self._audit(records, outputs, attempt)]
 
     def replace(
         self, records: Sequence[Record], images: list[Pixels], start: Sequence[int], attempt: int
@@ -142,26 +141,31 @@ class Replace:
 
     def _audit(
         self, records: Sequence[Record], outputs: list[Pixels], attempt: int
-    ) -> tuple[list[Record], list[Pixels]]:
-        """Replaces what the second detector still finds; withholds where that did not help."""
-        known = [len(record.faces) for record in records]
-        wider = [self._with_missed(r, out) for r, out in zip(records, outputs, strict=True)]
-        outputs = self.replace(wider, outputs, known, attempt)
-        audited = []
-        for record, count, out in zip(wider, known, outputs, strict=True):
-            grew = len(record.faces) > count
-            if grew and len(self._with_missed(record, out).faces) > len(record.faces):
-                record = record.withhold("a face was missed")
-            audited.append(record)
-        return audited, outputs
+    ) -> list[tuple[Record, Pixels, tuple[Face, ...]]]:
+        """Replaces what either detector still finds; withholds where that did not help.
 
-    def _with_missed(self, record: Record, output: Pixels) -> Record:
-        missed = [
-            face.but(subject=False)
-            for face in self.auditor([output])[0]
-            if not any(self._covers(known, _middle(face)) for known in record.faces)
-        ]
-        return record.but(faces=(*record.faces, *missed))
+        Returns:
+            Records with all their faces, their outputs, and what the first detector finds there.
+        """
+        known = [len(record.faces) for record in records]
+        looks = [self._look(r, out) for r, out in zip(records, outputs, strict=True)]
+        outputs = self.replace([record for record, _ in looks], outputs, known, attempt)
+        audited = []
+        for (record, found), count, out in zip(looks, known, outputs, strict=True):
+            if len(record.faces) > count:
+                again, found = self._look(record, out)
+                if len(again.faces) > len(record.faces):
+                    record = record.withhold("a face was missed")
+            audited.append((record, out, found))
+        return audited
+
+    def _look(self, record: Record, output: Pixels) -> tuple[Record, tuple[Face, ...]]:
+        """The record with the faces that were missed, and all that the first detector found."""
+        found, faces = self.detector([output])[0], list(record.faces)
+        for face in (*found, *self.auditor([output])[0]):
+            if not any(self._covers(known, _middle(face)) for known in faces):
+                faces.append(face.but(subject=False))
+        return record.but(faces=tuple(faces)), found
 
     def _covers(self, face: Face, point: Floats) -> bool:
         """Whether a point of the picture lies in the region of a face."""
@@ -174,13 +178,18 @@ class Replace:
         marks = move(face.landmarks, aligned.crop_from_image)
         return bool(radius(marks, size, self.region)[y, x] < 1)
 
-    def _proven(self, record: Record, output: Pixels) -> Record:
-        """The record with its output, if that shows a new face and none that matches its source."""
+    def _proven(self, record: Record, output: Pixels, found: Sequence[Face]) -> Record:
+        """The record with its output, if that shows a new face and none that matches its source.
+
+        Args:
+            record: with all its faces.
+            output: the picture with all of them replaced.
+            found: the faces that the detector finds in the output.
+        """
         if record.withheld is not None:
             return record
         if self.generator.baseline:
             return record.but(output=output)
-        found = self.detector([output])[0]
         for face in record.faces:
             new = next((f for f in found if self._covers(face, _middle(f))), None)
             if new is None and face.subject:

@@ -107,8 +107,8 @@ def shares(paths: list[Path], name: str) -> dict[str, float]:
         region="face",
         key=key,
         codes=lambda label: invent(generator.prior, key, {label: None})[label].code,
-        detector=Timed(clock, "verify: detect", MTCNN()),
-        auditor=Timed(clock, "audit", CenterFace()),
+        detector=Timed(clock, "audit: mtcnn", MTCNN()),
+        auditor=Timed(clock, "audit: centerface", CenterFace()),
         embedder=Timed(clock, "verify: embed", DlibEmbedder()),  # type: ignore[arg-type]
     )
     decode, compress = clock.timed("decode", read), clock.timed("encode", encode)
@@ -123,7 +123,7 @@ def shares(paths: list[Path], name: str) -> dict[str, float]:
         if record.output is not None:
             compress(record.output)
         found += 1
-    inner = ("generate", "verify: detect", "audit", "verify: embed")
+    inner = ("generate", "audit: mtcnn", "audit: centerface", "verify: embed")
     spent = dict(clock.seconds)
     spent["align, blend"] = spent.pop("whole") - sum(spent[name] for name in inner if name in spent)
     return {name: 1000 * seconds / found for name, seconds in spent.items()}
