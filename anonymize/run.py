@@ -21,7 +21,7 @@ from anonymize.devices import choose
 from anonymize.embedders import DlibEmbedder
 from anonymize.errors import ConfigError, ReleaseError
 from anonymize.identities import invent, pseudonym
-from anonymize.images import read
+from anonymize.images import decode, encode, read
 from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
 from anonymize.readers import Folder
 from anonymize.recipe import Recipe
@@ -245,6 +245,7 @@ class _Run:
             detector=self.detector,
             auditor=auditor,
             embedder=DlibEmbedder(self.device),
+            published=lambda image: decode(encode(image, recipe.format, recipe.quality)),
         )
         stage = self._spread(each(self._load), batched(replace, self.batch))
         writer = FolderWriter(self.release, self.state.scratch, recipe.format, recipe.quality)

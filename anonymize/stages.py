@@ -80,6 +80,8 @@ class Replace:
         detector: finds the faces of outputs for verification.
         auditor: another detector, for faces that were missed.
         embedder: dlib's recogniser, for verification.
+        published: what a reader of the release will decode from an output; checks look at that,
+            because compression changes what detectors and recognisers see.
     """
 
     generator: Any
@@ -89,6 +91,7 @@ class Replace:
     detector: Detector
     auditor: Detector
     embedder: DlibEmbedder
+    published: Callable[[Pixels], Pixels]
 
     def __call__(self, records: Sequence[Record]) -> list[Record]:
         """Records with `output` set, or withheld."""
@@ -141,31 +144,33 @@ class Replace:
 
     def _audit(
         self, records: Sequence[Record], outputs: list[Pixels], attempt: int
-    ) -> list[tuple[Record, Pixels, tuple[Face, ...]]]:
+    ) -> list[tuple[Record, Pixels, Pixels, tuple[Face, ...]]]:
         """Replaces what either detector still finds; withholds where that did not help.
 
         Returns:
-            Records with all their faces, their outputs, and what the first detector finds there.
+            Records with all their faces, their outputs, those as published, and what the first
+            detector finds there.
         """
         known = [len(record.faces) for record in records]
         looks = [self._look(r, out) for r, out in zip(records, outputs, strict=True)]
-        outputs = self.replace([record for record, _ in looks], outputs, known, attempt)
+        outputs = self.replace([record for record, *_ in looks], outputs, known, attempt)
         audited = []
-        for (record, found), count, out in zip(looks, known, outputs, strict=True):
+        for (record, seen, found), count, out in zip(looks, known, outputs, strict=True):
             if len(record.faces) > count:
-                again, found = self._look(record, out)
+                again, seen, found = self._look(record, out)
                 if len(again.faces) > len(record.faces):
                     record = record.withhold("a face was missed")
-            audited.append((record, out, found))
+            audited.append((record, out, seen, found))
         return audited
 
-    def _look(self, record: Record, output: Pixels) -> tuple[Record, tuple[Face, ...]]:
-        """The record with the faces that were missed, and all that the first detector found."""
-        found, faces = self.detector([output])[0], list(record.faces)
-        for face in (*found, *self.auditor([output])[0]):
+    def _look(self, record: Record, output: Pixels) -> tuple[Record, Pixels, tuple[Face, ...]]:
+        """The record with missed faces, its output as published, the first detector's faces."""
+        seen = self.published(output)
+        found, faces = self.detector([seen])[0], list(record.faces)
+        for face in (*found, *self.auditor([seen])[0]):
             if not any(self._covers(known, _middle(face)) for known in faces):
                 faces.append(face.but(subject=False))
-        return record.but(faces=tuple(faces)), found
+        return record.but(faces=tuple(faces)), seen, found
 
     def _covers(self, face: Face, point: Floats) -> bool:
         """Whether a point of the picture lies in the region of a face."""
@@ -178,13 +183,16 @@ class Replace:
         marks = move(face.landmarks, aligned.crop_from_image)
         return bool(radius(marks, size, self.region)[y, x] < 1)
 
-    def _proven(self, record: Record, output: Pixels, found: Sequence[Face]) -> Record:
+    def _proven(
+        self, record: Record, output: Pixels, seen: Pixels, found: Sequence[Face]
+    ) -> Record:
         """The record with its output, if that shows a new face and none that matches its source.
 
         Args:
             record: with all its faces.
             output: the picture with all of them replaced.
-            found: the faces that the detector finds in the output.
+            seen: the same as published.
+            found: the faces that the detector finds there.
         """
         if record.withheld is not None:
             return record
@@ -194,7 +202,7 @@ class Replace:
             new = next((f for f in found if self._covers(face, _middle(f))), None)
             if new is None and face.subject:
                 return record.withhold("no usable face in the output")
-            if new is not None and self._same(record.image, face, output, new):
+            if new is not None and self._same(record.image, face, seen, new):
                 return record.withhold("output still matches its source")
         return record.but(output=output)
 

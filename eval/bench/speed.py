@@ -28,7 +28,7 @@ from anonymize.detectors import MTCNN, CenterFace
 from anonymize.embedders import DlibEmbedder
 from anonymize.errors import Withhold
 from anonymize.identities import invent
-from anonymize.images import encode, read
+from anonymize.images import decode, encode, read
 from anonymize.readers import Folder
 from anonymize.recipe import Recipe
 from anonymize.record import Record
@@ -110,20 +110,21 @@ def shares(paths: list[Path], name: str) -> dict[str, float]:
         detector=Timed(clock, "audit: mtcnn", MTCNN()),
         auditor=Timed(clock, "audit: centerface", CenterFace()),
         embedder=Timed(clock, "verify: embed", DlibEmbedder()),  # type: ignore[arg-type]
+        published=clock.timed("verify: codec", lambda image: decode(encode(image))),
     )
-    decode, compress = clock.timed("decode", read), clock.timed("encode", encode)
+    load, compress = clock.timed("decode", read), clock.timed("encode", encode)
     everything = clock.timed("whole", replace)
     found = 0
     for path in paths:
         try:
-            record = survey(Record(path.name, "person", decode(path)))
+            record = survey(Record(path.name, "person", load(path)))
         except Withhold:
             continue
         (record,) = everything([record])
         if record.output is not None:
             compress(record.output)
         found += 1
-    inner = ("generate", "audit: mtcnn", "audit: centerface", "verify: embed")
+    inner = ("generate", "audit: mtcnn", "audit: centerface", "verify: embed", "verify: codec")
     spent = dict(clock.seconds)
     spent["align, blend"] = spent.pop("whole") - sum(spent[name] for name in inner if name in spent)
     return {name: 1000 * seconds / found for name, seconds in spent.items()}
