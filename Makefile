@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	rm -rf demo && mkdir demo
-	$(BIN)/anonymize run samples/people demo/release
+	$(BIN)/anonymize run samples/people demo/release --max-withheld 0.5
 	$(BIN)/anonymize sheet samples/people demo/release demo/sheet.png
 
 test: check
