@@ -197,13 +197,12 @@ class Meter:
 @reported
 def links(dst: Path) -> None:
     """Print the private link table of DST as CSV: source,output (paths below SRC and DST)."""
-    from anonymize.state import State, private_folder
+    from anonymize.state import read_links
 
-    state, text = State(private_folder(dst)), io.StringIO(newline="")
+    text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["source", "output"])
-    table.writerows(state.links())
-    state.close()
+    table.writerows(read_links(dst))
     click.echo(text.getvalue().encode("utf-8", "surrogateescape"), nl=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -92,8 +91,8 @@ def run(
         job = _Run(source, release, recipe, state, choose(device), batch_size, workers, progress)
         return job.whole(limit)
     except ConfigError:
-        if not resume:  # nothing was begun: leave nothing behind
-            state.close()
+        if not resume and not state.count("faces IS NOT NULL OR withheld IS NOT NULL"):
+            state.close()  # nothing was begun: leave nothing behind
             shutil.rmtree(state.folder)
         raise
     finally:
@@ -211,18 +210,34 @@ class _Run:
         cells = getattr(self.generator, "cells", None) if self.recipe.context_codes else None
         survey = Survey(self.detector, cells, self.generator.size, self.recipe.region)
         stage = self._spread(each(self._load), each(survey))
-        withheld = self.state.count("withheld IS NOT NULL")
-        total, done = self.state.count(), withheld + self.state.count("faces IS NOT NULL")
         surveyed = stage(self._empty(item) for item in self.state.to_survey())
-        for group in chunks(surveyed, 64):
+
+        def keep(record: Record) -> None:
+            logits = survey.logits.pop(record.key, None)
+            self.state.surveyed(record.key, record.faces, logits)
+
+        self._journal("survey", surveyed, "faces IS NOT NULL", 64, keep)
+
+    def _journal(
+        self,
+        phase: str,
+        records: Iterable[Record],
+        done_already: str,
+        size: int,
+        keep: Callable[[Record], None],
+    ) -> None:
+        """Drains a pass: journals each record's outcome, commits every `size`, tells progress."""
+        withheld = self.state.count("withheld IS NOT NULL")
+        total, done = self.state.count(), withheld + self.state.count(done_already)
+        for group in chunks(records, size):
             for record in group:
                 if record.withheld is None:
-                    logits = survey.logits.pop(record.key, None)
-                    self.state.surveyed(record.key, record.faces, logits)
+                    keep(record)
                 else:
                     self.state.finished(record.key, withheld=record.withheld)
-                done, withheld = done + 1, withheld + (record.withheld is not None)
-                self.progress("survey", done, total, withheld)
+                    withheld += 1
+                done += 1
+                self.progress(phase, done, total, withheld)
             self.state.commit()
 
     def _invent(self) -> None:
@@ -249,15 +264,8 @@ class _Run:
         )
         stage = self._spread(each(self._load), batched(replace, self.batch))
         writer = FolderWriter(self.release, self.state.scratch, recipe.format, recipe.quality)
-        total, withheld = self.state.count(), self.state.count("withheld IS NOT NULL")
-        done = withheld + self.state.count("output IS NOT NULL")
         made = stage(self._empty(i).but(faces=faces) for i, faces in self.state.to_make())
-        for group in chunks(made, 16):
-            for record in group:
-                self._store(record, writer)
-                done, withheld = done + 1, withheld + (record.withheld is not None)
-                self.progress("replace", done, total, withheld)
-            self.state.commit()
+        self._journal("replace", made, "output IS NOT NULL", 16, lambda r: self._store(r, writer))
 
     def _spread(self, *stages: Stage) -> Stage:
         return parallel(compose(*stages), self.workers, self.batch)
@@ -274,9 +282,6 @@ class _Run:
 
     def _store(self, record: Record, writer: FolderWriter) -> None:
         """Writes what may be published and journals the outcome."""
-        if record.withheld is not None:
-            self.state.finished(record.key, withheld=record.withheld)
-            return
         path = writer.path(record, record.identity)
         digest = writer.write(writer.encoded(record), path)
         self.state.finished(record.key, path, digest, len(record.faces))
@@ -296,12 +301,12 @@ class _Run:
             faces_replaced=sum(row.replaced or 0 for row in written),
             ignored=ignored,
         )
-        place(_manifest(rows), self.release / MANIFEST, self.state.scratch)
-        place(self._description(summary), self.release / RUN, self.state.scratch)
+        digest = place(_manifest(rows), self.release / MANIFEST, self.state.scratch)
+        place(self._description(summary, digest), self.release / RUN, self.state.scratch)
         self.state.set("summary", json.dumps(asdict(summary)))
         return summary
 
-    def _description(self, summary: Summary) -> bytes:
+    def _description(self, summary: Summary, manifest: str) -> bytes:
         description = {
             "schema": 1,
             "tool": f"anonymize {_version('anonymize')}",
@@ -313,7 +318,7 @@ class _Run:
             "versions": {n: _version(n) for n in ("torch", "diffusers", "numpy", "opencv")}
             | {"python": platform.python_version()},
             "device": self.device,
-            "manifest_sha256": hashlib.sha256(_manifest(self.state.rows())).hexdigest(),
+            "manifest_sha256": manifest,
         }
         return (json.dumps(description, indent=2, sort_keys=True) + "\n").encode()
 

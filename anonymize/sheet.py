@@ -10,7 +10,7 @@ import numpy as np
 from anonymize.errors import ReleaseError
 from anonymize.images import encode, read
 from anonymize.record import Pixels
-from anonymize.state import State, private_folder
+from anonymize.state import read_links
 
 
 def draw(source: Path, release: Path, count: int = 24, columns: int = 4, side: int = 160) -> bytes:
@@ -26,9 +26,7 @@ def draw(source: Path, release: Path, count: int = 24, columns: int = 4, side: i
     Raises:
         ReleaseError: sealed, or nothing was written.
     """
-    state = State(private_folder(release))
-    pairs = list(state.links())
-    state.close()
+    pairs = read_links(release)
     if not pairs:
         raise ReleaseError(f"{release}: nothing was written, so there is nothing to show")
     chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)]

@@ -239,6 +239,18 @@ class State:
         return ((os.fsdecode(source), output) for source, output in self.db.execute(query))
 
 
+def read_links(release: Path) -> list[tuple[str, str]]:
+    """The link table of an unsealed release: (path below SRC, path below DST) of all written.
+
+    Raises:
+        ReleaseError: sealed, or not a release.
+    """
+    state = State(private_folder(release))
+    pairs = list(state.links())
+    state.close()
+    return pairs
+
+
 def destroy(folder: Path) -> None:
     """Overwrites the files of a private folder once and removes it.
 

@@ -30,7 +30,7 @@ from anonymize.record import Pixels
 from anonymize.release import problems, seal
 from anonymize.run import Summary, run
 from anonymize.seeds import write_key
-from anonymize.state import State, private_folder
+from anonymize.state import State, private_folder, read_links
 
 KEY = bytes(range(32))
 MATCH = "output still matches its source"  # sample people are strangers, who sometimes look alike
@@ -50,10 +50,7 @@ def manifest(release: Path) -> list[dict[str, object]]:
 
 
 def links(release: Path) -> dict[str, str]:
-    state = State(private_folder(release))
-    table = dict(state.links())
-    state.close()
-    return table
+    return dict(read_links(release))
 
 
 def invoke(*arguments: object) -> Result:
@@ -460,6 +457,24 @@ def test_an_unknown_generator_leaves_nothing_behind(dataset: Path, tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"people"}
 
 
+def test_a_late_error_keeps_key_and_journal(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anonymize import run as module
+
+    def fails(*_: object) -> None:
+        raise ConfigError("late")
+
+    monkeypatch.setattr(module, "invent", fails)
+    with pytest.raises(ConfigError, match="late"):
+        run(dataset, tmp_path / "release", key=KEY)
+    monkeypatch.undo()
+    state = State(private_folder(tmp_path / "release"))
+    assert state.count("faces IS NOT NULL") == 9
+    state.close()
+    assert run(dataset, tmp_path / "release", resume=True).read == 9
+
+
 def test_a_full_destination_is_refused_and_untouched(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / "thesis.txt").write_text("mine")
@@ -581,7 +596,7 @@ def test_progress_lines_go_to_stderr_and_results_to_stdout(dataset: Path, tmp_pa
     assert "replace:" not in result.stdout
 
 
-def test_a_hundred_thousand_files_are_enrolled_quickly(tmp_path: Path) -> None:
+def test_thousands_of_files_are_enrolled_quickly(tmp_path: Path) -> None:
     """Listing and journalling, not decoding; the figure is in the benchmark, this is the shape."""
     for person in range(20):
         folder = tmp_path / "src" / str(person)

@@ -18,7 +18,7 @@ import torch
 from anonymize.detectors import MTCNN, CenterFace
 from anonymize.images import decode, encode, read
 from anonymize.record import Face, Pixels
-from anonymize.state import State, private_folder
+from anonymize.state import read_links
 
 
 def changed(before: Pixels, after: Pixels, face: Face) -> bool:
@@ -39,9 +39,7 @@ def main() -> None:
     parser.add_argument("dst", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    state = State(private_folder(args.dst))
-    pairs = list(state.links())
-    state.close()
+    pairs = read_links(args.dst)
     detectors = {"mtcnn": MTCNN(), "centerface": CenterFace()}
 
     def search(pair: tuple[str, str]) -> list[tuple[str, bool]]:

@@ -32,7 +32,7 @@ from anonymize.embedders import DenseNetEmbedder, DlibEmbedder, Embedder, chip
 from anonymize.images import read
 from anonymize.record import Floats, Pixels
 from anonymize.stages import by_subject
-from anonymize.state import State, private_folder
+from anonymize.state import read_links
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +167,7 @@ def main() -> None:
     torch.set_num_threads(1)
     releases, sources = {}, list[str]()
     for release in args.dst:
-        state = State(private_folder(release))
-        pairs = list(state.links())
-        state.close()
+        pairs = read_links(release)
         generator = json.loads((release / "run.json").read_text())["recipe"]["generator"]
         sources = sorted({*sources, *(source for source, _ in pairs)})
         releases[release] = (generator, pairs)
