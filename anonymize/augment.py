@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from anonymize.aligners import similarity, then
 from anonymize.record import Floats, Pixels
 
 MIRRORED = [1, 0, 2, 4, 3]
@@ -26,6 +27,12 @@ def augment(
         The crop (size, size, 3) and its landmarks (5, 2).
     """
     matrix = _jitter(len(padded), size, rng)
+    if rng.random() < 0.5:
+        angle = float(np.clip(rng.normal(0, 0.3), -0.55, 0.55))
+        padded, turned = yaw(padded, landmarks, angle)
+        # photographs are aligned by the landmarks they show: a turned face comes out larger
+        matrix = then(similarity(turned, landmarks), matrix)
+        landmarks = turned
     border = cv2.BORDER_REFLECT_101
     crop = cv2.warpAffine(padded, matrix, (size, size), borderMode=border)
     points = landmarks @ matrix[:, :2].T + matrix[:, 2]
@@ -35,6 +42,40 @@ def augment(
     if rng.random() < 0.8:
         crop = _capture(_light(crop.astype(np.float32) / 255, rng), rng)
     return np.ascontiguousarray(crop, np.uint8), points.astype(np.float32)
+
+
+def yaw(image: Pixels, landmarks: Floats, angle: float) -> tuple[Pixels, Floats]:
+    """Turns a frontal head as if its surface were a round column, wide at the eyes.
+
+    Portraits lack turned heads; the far cheek disappears and the near side stretches, as in one.
+
+    Args:
+        image: (P, P, 3) uint8 RGB, the face upright.
+        landmarks: (5, 2) pixels.
+        angle: radians, believable up to about 0.55; positive moves the face to the right.
+
+    Returns:
+        The picture and where its landmarks went.
+    """
+    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
+    middle = (eyes + mouth) / 2
+    wide = 1.3 * float(np.linalg.norm(landmarks[1] - landmarks[0]))
+    high = 2.6 * float(np.linalg.norm(mouth - eyes))
+
+    def reach(y: Floats) -> Floats:
+        return np.asarray(wide * np.sqrt(np.maximum(1 - ((y - middle[1]) / high) ** 2, 1e-6)))
+
+    y, x = np.mgrid[: len(image), : len(image)].astype(np.float32)
+    column, offset = reach(y), x - middle[0]
+    inside = np.abs(offset) < column
+    across = np.arcsin(np.clip(offset / column, -1, 1)) - angle
+    source = middle[0] + column * np.sin(np.clip(across, -1.45, 1.45))
+    source = np.where(inside, source, x).astype(np.float32)
+    out = cv2.remap(image, source, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    column = reach(landmarks[:, 1])
+    across = np.arcsin(np.clip((landmarks[:, 0] - middle[0]) / column, -1, 1)) + angle
+    moved = np.stack([middle[0] + column * np.sin(across), landmarks[:, 1]], 1)
+    return np.asarray(out, np.uint8), moved.astype(np.float32)
 
 
 def _jitter(padded: int, size: int, rng: np.random.Generator) -> Floats:

@@ -24,6 +24,18 @@ class Detector(Protocol):
         ...
 
 
+def by_subject(faces: Sequence[Face], shape: tuple[int, ...]) -> tuple[Face, ...]:
+    """Marks whom the label speaks of: the large face near the middle, as datasets are framed."""
+    middle = np.array([shape[1], shape[0]]) / 2
+
+    def claim(face: Face) -> float:
+        centre, side = (face.box[:2] + face.box[2:]) / 2, float(np.ptp(face.box[1::2]))
+        return side - 0.7 * float(np.linalg.norm(centre - middle))
+
+    order = sorted(faces, key=claim, reverse=True)
+    return tuple(face.but(subject=index == 0) for index, face in enumerate(order))
+
+
 def overlap(boxes: Floats, box: Floats, smaller: bool = False) -> Floats:
     """Intersection of (N, 4) boxes with one box, over the union (or over the smaller area)."""
     low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])

@@ -66,6 +66,24 @@ def chip(image: Pixels, landmarks: Floats) -> Pixels:
     return np.asarray(warped, np.uint8)
 
 
+def chips(crops: Tensor, landmarks: Tensor) -> Tensor:
+    """Differentiable `chip` of crops: (N, 3, S, S) in -1..1 to (N, 3, 150, 150) in 0..255."""
+    target = torch.as_tensor(CHIP, device=crops.device).expand(len(crops), 5, 2)
+    a = target - target.mean(1, keepdim=True)
+    b = landmarks - landmarks.mean(1, keepdim=True)
+    spread = (a * a).sum((1, 2))
+    cos = (a * b).sum((1, 2)) / spread
+    sin = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(1) / spread
+    turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    shift = landmarks.mean(1) - (turn @ target.mean(1)[:, :, None])[:, :, 0]
+    axis = torch.arange(float(CHIP_SIZE), device=crops.device)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2)
+    points = (grid @ turn.transpose(1, 2) + shift[:, None] + 0.5) * 2 / crops.shape[-1] - 1
+    points = points.reshape(-1, CHIP_SIZE, CHIP_SIZE, 2)
+    out = F.grid_sample(crops, points, padding_mode="border", align_corners=False)
+    return (out + 1) * 127.5
+
+
 def _tensor(array: Floats | None) -> Tensor:
     if array is None:
         raise WeightsError("a layer without the parameters that the architecture needs")
@@ -136,10 +154,17 @@ class DlibResNet(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, chips: Tensor) -> Tensor:
-        x = F.relu(self.stem((chips - self.mean) / 256))
-        x = self.blocks(F.max_pool2d(x, 3, 2))
-        out: Tensor = x.mean((2, 3)) @ self.head
+        out: Tensor = self.levels(chips)[-1].mean((2, 3)) @ self.head
         return out
+
+    def levels(self, chips: Tensor) -> list[Tensor]:
+        """Feature maps (N, C, H, W) after the 6th, the 10th and the last of the 14 blocks."""
+        x, maps = F.max_pool2d(F.relu(self.stem((chips - self.mean) / 256)), 3, 2), []
+        for count, block in enumerate(self.blocks, 1):
+            x = block(x)
+            if count in (6, 10, len(self.blocks)):
+                maps.append(x)
+        return maps
 
 
 def _norm(layer: Layer) -> nn.BatchNorm2d:

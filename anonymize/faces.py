@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,13 @@ class Faces:
         crops: (N, P, P, 3) uint8 RGB head crops with a border of `MARGIN` on each side.
         landmarks: (N, 5, 2) float32 in pixels of these crops.
         embeddings: (N, 128) float32 of dlib's ResNet.
+        groups: (N,) int64, which of the folders directly below the source a face came from.
     """
 
     crops: npt.NDArray[np.uint8]
     landmarks: Floats
     embeddings: Floats
+    groups: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -53,23 +55,24 @@ def prepare(
     """
     paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     names = "\n".join(str(path.relative_to(source)) for path in paths)
-    label = hashlib.sha256(f"{size} {MARGIN} {names}".encode()).hexdigest()[:16]
+    label = hashlib.sha256(f"2 {size} {MARGIN} {names}".encode()).hexdigest()[:16]
     stored = cache / f"faces-{label}.npz"
     if stored.is_file():
         with np.load(stored) as arrays:
-            return Faces(arrays["crops"], arrays["landmarks"], arrays["embeddings"])
-    faces = _build(paths, size, report)
+            return Faces(**{name: arrays[name] for name in arrays})
+    faces = _build(source, paths, size, report)
     cache.mkdir(parents=True, exist_ok=True)
     partial = stored.with_suffix(".partial.npz")
-    np.savez(partial, crops=faces.crops, landmarks=faces.landmarks, embeddings=faces.embeddings)
+    np.savez(partial, **{part.name: getattr(faces, part.name) for part in fields(faces)})
     partial.replace(stored)
     return faces
 
 
-def _build(paths: list[Path], size: int, report: Callable[[str], None]) -> Faces:
+def _build(source: Path, paths: list[Path], size: int, report: Callable[[str], None]) -> Faces:
     detector = MTCNN(min_face=40)
     recogniser = DlibResNet(package_file("face_recognition_models", DLIB_RESNET))
-    padded, crops, marks, embeddings = round(size * (1 + 2 * MARGIN)), [], [], []
+    padded, crops, marks = round(size * (1 + 2 * MARGIN)), [], []
+    embeddings, folders = [], []
     template = TEMPLATE * (size / CROP_SIZE) + size * MARGIN
     for index, path in enumerate(paths):
         if index % 500 == 0:
@@ -86,7 +89,10 @@ def _build(paths: list[Path], size: int, report: Callable[[str], None]) -> Faces
         marks.append(found.landmarks @ matrix[:, :2].T + matrix[:, 2])
         pixels = torch.from_numpy(chip(image, found.landmarks)).permute(2, 0, 1)[None].float()
         embeddings.append(recogniser(pixels)[0].numpy())
+        folders.append(path.relative_to(source).parts[0])
     if not crops:
         raise ConfigError(f"no faces to train on: got {len(paths)} pictures, none with a face")
     report(f"prepared {len(crops)} faces of {len(paths)} pictures")
-    return Faces(np.stack(crops), np.stack(marks).astype(np.float32), np.stack(embeddings))
+    groups = np.unique(folders, return_inverse=True)[1].astype(np.int64)
+    points = np.stack(marks).astype(np.float32)
+    return Faces(np.stack(crops), points, np.stack(embeddings), groups)

@@ -11,7 +11,7 @@ import numpy as np
 from anonymize import seeds
 from anonymize.aligners import align, move, radius
 from anonymize.blenders import blend
-from anonymize.detectors import Detector
+from anonymize.detectors import Detector, by_subject
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.errors import Withhold
 from anonymize.generators import GREY, Job
@@ -54,18 +54,6 @@ class Survey:
             face = align(record.image, faces[0], self.size)
             self.logits[record.key] = self.cells([job(face, self.region, False)])[0]
         return record.but(faces=faces)
-
-
-def by_subject(faces: Sequence[Face], shape: tuple[int, ...]) -> tuple[Face, ...]:
-    """Marks whom the label speaks of: the large face near the middle, as datasets are framed."""
-    middle = np.array([shape[1], shape[0]]) / 2
-
-    def claim(face: Face) -> float:
-        centre, side = (face.box[:2] + face.box[2:]) / 2, float(np.ptp(face.box[1::2]))
-        return side - 0.7 * float(np.linalg.norm(centre - middle))
-
-    order = sorted(faces, key=claim, reverse=True)
-    return tuple(face.but(subject=index == 0) for index, face in enumerate(order))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

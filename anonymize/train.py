@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from anonymize.adversary import Discriminator, logistic
 from anonymize.aligners import heat, radius
 from anonymize.augment import augment
-from anonymize.embedders import CHIP, CHIP_SIZE, DLIB_RESNET, DlibResNet
+from anonymize.cells import fit_cells, fit_classifier, hints
+from anonymize.embedders import DLIB_RESNET, DlibResNet, chips
 from anonymize.errors import ConfigError
 from anonymize.faces import Faces, prepare
 from anonymize.generators import write_sums
 from anonymize.images import encode
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
 from anonymize.packages import package_file
-from anonymize.priors import fit_cells, fit_classifier
+from anonymize.priors import CODE
+from anonymize.record import Floats
 
 LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
@@ -43,12 +45,17 @@ class TrainRecipe:
         steps: optimiser steps of the whole run.
         rate: learning rate of the generator; the adversary's is `rate_adversary`.
         ema: decay of the averaged weights that are exported.
-        pixels, context, identity, features, adversary: weights of the losses: L1 inside the region
-            (own code only), L1 outside it, 1 - cosine to the code, the adversary's feature
-            matching (own code only), the adversary's verdict.
+        pixels, rim, tone, context, identity, features, adversary: weights of the losses: L1 inside
+            the region (own code only), L1 in the region's outermost part (new codes only: hairline,
+            cheeks and jaw continue what is visible whoever the new person is), L1 of the
+            region averaged over an eighth of the crop (skin tone and light come from the picture),
+            L1 outside the region, 1 - cosine to the code, the adversary's feature matching (own
+            code only), the adversary's verdict.
         steepness: weight of the adversary's R1 penalty.
         warmup: steps over which the adversary's and the recogniser's weights rise.
         share_head, share_all: how often the region is `head`, or the whole crop; else `face`.
+        share_strangers: how often a new code comes from any cell rather than from the picture's,
+            because the guess of the cell errs.
         share_noised: how often a picture with its own code starts from a noised face rather than
             from pure noise, which is what sampling in several steps meets.
         bf16: compute in bfloat16 where torch's autocast thinks fit.
@@ -66,6 +73,8 @@ class TrainRecipe:
     rate_adversary: float = 4e-4
     ema: float = 0.998
     pixels: float = 3.0
+    rim: float = 3.0
+    tone: float = 2.0
     context: float = 2.0
     identity: float = 1.2
     features: float = 1.0
@@ -74,68 +83,67 @@ class TrainRecipe:
     warmup: int = 300
     share_head: float = 0.2
     share_all: float = 0.12
+    share_strangers: float = 0.2
     share_noised: float = 0.15
     bf16: bool = True
     cell_steps: int = 2000
     seed: int = 0
 
 
-def chips(crops: Tensor, landmarks: Tensor) -> Tensor:
-    """Differentiable `embedders.chip`: (N, 3, S, S) in -1..1 to (N, 3, 150, 150) in 0..255."""
-    target = torch.as_tensor(CHIP, device=crops.device).expand(len(crops), 5, 2)
-    a = target - target.mean(1, keepdim=True)
-    b = landmarks - landmarks.mean(1, keepdim=True)
-    spread = (a * a).sum((1, 2))
-    cos = (a * b).sum((1, 2)) / spread
-    sin = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(1) / spread
-    turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
-    shift = landmarks.mean(1) - (turn @ target.mean(1)[:, :, None])[:, :, 0]
-    axis = torch.arange(float(CHIP_SIZE), device=crops.device)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2)
-    points = (grid @ turn.transpose(1, 2) + shift[:, None] + 0.5) * 2 / crops.shape[-1] - 1
-    points = points.reshape(-1, CHIP_SIZE, CHIP_SIZE, 2)
-    out = F.grid_sample(crops, points, padding_mode="border", align_corners=False)
-    return (out + 1) * 127.5
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Training pictures: crops (N, 3, S, S) in -1..1, context (N, 7, S, S), landmarks (N, 5, 2)."""
+    """Training pictures.
+
+    Attributes:
+        crops: (N, 3, S, S) in -1..1.
+        context: (N, 7, S, S).
+        landmarks: (N, 5, 2) crop pixels.
+        rim: (N, 1, S, S) in 0..1, rising towards the region's border from inside, 0 beyond it.
+        index: (N,) which faces they show.
+    """
 
     crops: Tensor
     context: Tensor
     landmarks: Tensor
+    rim: Tensor
     index: Tensor
 
 
-def _sample(faces: Faces, recipe: TrainRecipe, seed: tuple[int, int, int]) -> tuple[Any, ...]:
+def _sample(
+    faces: Faces, chances: Floats, recipe: TrainRecipe, seed: tuple[int, int, int]
+) -> tuple[Any, ...]:
     """One augmented picture with its region: everything is drawn from `seed`."""
     rng = np.random.default_rng(seed)
-    index = int(rng.integers(len(faces)))
+    index = int(np.searchsorted(chances, rng.random() * chances[-1], "right"))
     crop, marks = augment(faces.crops[index], faces.landmarks[index], recipe.size, rng)
     kind = rng.random()
     head, whole = recipe.share_head, recipe.share_head + recipe.share_all
     region = "head" if kind < head else "all" if kind < whole else "face"
-    mask = radius(marks, recipe.size, region) < rng.uniform(0.95, 1.1)
-    return index, crop, marks, mask, heat(marks, recipe.size)
+    away = radius(marks, recipe.size, region) / np.float32(rng.uniform(0.95, 1.1))
+    rim = np.where(away < 1, np.clip(2.5 * away - 1.5, 0, 1), np.float32(0))
+    return index, crop, marks, away < 1, rim, heat(marks, recipe.size)
 
 
 def batches(faces: Faces, recipe: TrainRecipe, step: int, device: str) -> Iterator[Batch]:
     """Endless batches from a step on; what a step sees depends on the seed and its number only."""
+    sizes = np.bincount(faces.groups)[faces.groups]
+    chances = np.cumsum(sizes**-0.5).astype(np.float32)  # large sources are seen less per face
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: list[list[Future[tuple[Any, ...]]]] = []
         while True:
             while len(waiting) < 3:
                 seeds = [(recipe.seed, step, i) for i in range(recipe.batch)]
-                waiting.append([pool.submit(_sample, faces, recipe, seed) for seed in seeds])
+                waiting.append(
+                    [pool.submit(_sample, faces, chances, recipe, seed) for seed in seeds]
+                )
                 step += 1
             parts = zip(*(job.result() for job in waiting.pop(0)), strict=True)
-            index, crop, marks, mask, maps = (
+            index, crop, marks, mask, rim, maps = (
                 torch.from_numpy(np.stack(part)).to(device) for part in parts
             )
             pixels = crop.permute(0, 3, 1, 2).float() / 127.5 - 1
             context = contexts(pixels, mask[:, None].float(), maps)
-            yield Batch(pixels, context, marks, index)
+            yield Batch(pixels, context, marks, rim[:, None], index)
 
 
 class Trainer:
@@ -145,9 +153,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step = recipe, device, 0
         self.pipeline = new_pipeline(recipe.channels, recipe.cells)
-        self.cells = fit_cells(self.pipeline.prior, torch.from_numpy(faces.embeddings), recipe.seed)
-        self.codes = self.pipeline.prior.code(torch.from_numpy(faces.embeddings)).to(device)
-        self.cells = self.cells.to(device)
+        self.embeddings = torch.from_numpy(faces.embeddings).to(device)
+        self.cells = torch.zeros(len(faces), dtype=torch.int64, device=device)
         self.unet = self.pipeline.unet.to(device, memory_format=torch.channels_last)
         self.adapter = self.pipeline.adapter.to(device, memory_format=torch.channels_last)
         self.prior = self.pipeline.prior.to(device)
@@ -162,13 +169,32 @@ class Trainer:
         self.optimiser_adversary = torch.optim.AdamW(judging, recipe.rate_adversary, (0.5, 0.99))
         self.alphas = self.pipeline.scheduler.alphas_cumprod.to(device)
 
-    def start(self, weights: Path) -> None:
-        """Starts from the weights of an exported pipeline instead of from random ones."""
-        given = InpaintPipeline.from_pretrained(weights)
-        self.unet.load_state_dict(given.unet.state_dict())
-        self.adapter.load_state_dict(given.adapter.state_dict())
-        self.prior.load_state_dict(given.prior.state_dict())
+    def start(self, faces: Faces, weights: Path | None) -> None:
+        """Begins a run: fits the prior, and takes an exported pipeline's networks if given."""
+        if weights is not None:
+            given = InpaintPipeline.from_pretrained(weights)
+            self.unet.load_state_dict(given.unet.state_dict())
+            self.adapter.load_state_dict(given.adapter.state_dict())
+        features = self._hints(faces)
+        prior, embeddings = self.prior.cpu(), torch.from_numpy(faces.embeddings)
+        cells = fit_cells(prior, embeddings, faces.groups, features, self.recipe.seed)
+        self.prior.to(self.device)
+        self.cells = cells.to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
+
+    def _hints(self, faces: Faces) -> Tensor:
+        """What the context of each training face, seen once as it is, tells a recogniser."""
+        size, parts = self.recipe.size, []
+        edge = (faces.crops.shape[1] - size) // 2
+        for begin in range(0, len(faces), 64):
+            crops = faces.crops[begin : begin + 64, edge : edge + size, edge : edge + size]
+            marks = faces.landmarks[begin : begin + 64] - edge
+            masks = np.stack([radius(m, size)[None] < 1 for m in marks]).astype(np.float32)
+            pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+            nothing = torch.zeros_like(pixels)  # landmark maps are of no account here
+            context = contexts(pixels, torch.from_numpy(masks), nothing)
+            parts.append(hints(self.recogniser, context.to(self.device)).cpu())
+        return torch.cat(parts)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """One optimiser step for the generator, then one for the adversary."""
@@ -184,6 +210,8 @@ class Trainer:
             losses = self._losses(batch, drawn, output, code, count // 2)
         weights = {
             "pixels": recipe.pixels,
+            "rim": recipe.rim,
+            "tone": recipe.tone,
             "context": recipe.context,
             "identity": recipe.identity * (0.3 + 0.7 * ramp),
             "features": recipe.features * ramp,
@@ -201,12 +229,14 @@ class Trainer:
         return {name: loss.item() for name, loss in losses.items()} | {"judge": judged}
 
     def _codes(self, batch: Batch, own: int) -> Tensor:
-        """The pictures' own codes for the first `own`, new people of their cells for the rest."""
-        index = batch.index
-        new = self.prior.draw(
-            self.cells[index[own:]], torch.randn(len(index) - own, 128, device=self.device)
-        )
-        return torch.cat([self.codes[index[:own]], new])
+        """The pictures' own codes for the first `own`, new people for the rest."""
+        index, count = batch.index, len(batch.index) - own
+        mine = self.prior.code(self.embeddings[index[:own]])
+        anyone = torch.multinomial(self.prior.weight, count, replacement=True)
+        astray = torch.rand(count, device=self.device) < self.recipe.share_strangers
+        cells = torch.where(astray, anyone, self.cells[index[own:]])
+        new = self.prior.draw(cells, torch.randn(count, CODE, device=self.device))
+        return torch.cat([mine, new])
 
     def _noised(self, batch: Batch, own: int) -> tuple[Tensor, Tensor]:
         """The region's starting pixels and their time steps: mostly pure noise."""
@@ -226,12 +256,16 @@ class Trainer:
         mask = batch.context[:, 3:4]
         apart = (drawn - batch.crops).abs()
         inside, outside = apart[:own] * mask[:own], apart * (1 - mask)
+        rim, coarse = apart[own:] * batch.rim[own:], mask.shape[-1] // 8
+        tone = F.avg_pool2d(output - batch.crops, coarse, coarse // 2).abs()
         with torch.no_grad():
             *_, real = self.adversary(batch.crops[:own], batch.context[:own])
         patch, whole, fake = self.adversary(output, batch.context)
         matched = [F.l1_loss(f[:own], r) / r.abs().mean() for f, r in zip(fake, real, strict=True)]
         return {
             "pixels": inside.sum() / mask[:own].sum() / 3,
+            "rim": rim.sum() / batch.rim[own:].sum().clamp(min=1) / 3,
+            "tone": tone.mean() / mask.mean(),
             "context": outside.sum() / (1 - mask).sum().clamp(min=1) / 3,
             "identity": (1 - (self._seen(batch, output) * code).sum(1)).mean(),
             "features": torch.stack(matched).mean(),
@@ -289,6 +323,7 @@ class Trainer:
         """Writes a checkpoint that `load` continues from."""
         state = {
             "step": self.step,
+            "cells": self.cells,
             "nets": self.nets.state_dict(),
             "adversary": self.adversary.state_dict(),
             "average": self.average,
@@ -302,7 +337,7 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Continues from a checkpoint."""
         state = torch.load(path, map_location=self.device, weights_only=True)
-        self.step, self.average = state["step"], state["average"]
+        self.step, self.average, self.cells = state["step"], state["average"], state["cells"]
         for name in ("nets", "adversary", "optimiser", "optimiser_adversary"):
             getattr(self, name).load_state_dict(state[name])
 
@@ -372,8 +407,8 @@ def train(
     trainer = Trainer(faces, recipe, device)
     if checkpoint.exists():
         trainer.load(checkpoint)
-    elif start is not None:
-        trainer.start(start)
+    else:
+        trainer.start(faces, start)
     view, codes = _view(trainer, faces)
     began, first, sums = time.monotonic(), trainer.step, dict[str, float]()
     for batch in batches(faces, recipe, trainer.step, device):
@@ -400,6 +435,6 @@ def _view(trainer: Trainer, faces: Faces) -> tuple[Batch, Tensor]:
     """Ten pictures and eight codes that every sheet of a run shows."""
     recipe, device = trainer.recipe, trainer.device
     batch = next(batches(faces, recipe, recipe.steps, device))
-    batch = Batch(batch.crops[:10], batch.context[:10], batch.landmarks[:10], batch.index[:10])
-    normal = torch.randn(8, 128, generator=torch.Generator().manual_seed(1)).to(device)
+    batch = Batch(*(getattr(batch, part.name)[:10] for part in fields(batch)))
+    normal = torch.randn(8, CODE, generator=torch.Generator().manual_seed(1)).to(device)
     return batch, trainer.prior.draw((torch.arange(8) % recipe.cells).to(device), normal)

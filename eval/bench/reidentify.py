@@ -27,11 +27,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anonymize.detectors import MTCNN
+from anonymize.detectors import MTCNN, by_subject
 from anonymize.embedders import DenseNetEmbedder, DlibEmbedder, Embedder, chip
 from anonymize.images import read
 from anonymize.record import Floats, Pixels
-from anonymize.stages import by_subject
 from anonymize.state import read_links
 
 

@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anonymize.detectors import MTCNN
+from anonymize.detectors import MTCNN, by_subject
 from anonymize.embedders import DenseNetEmbedder, DlibEmbedder, chip
 from anonymize.generators import Inpaint
 from anonymize.images import read
 from anonymize.record import Floats, Pixels
-from anonymize.stages import by_subject
 
 RATES = (1e-2, 1e-3, 1e-4)
 
