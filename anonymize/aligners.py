@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from anonymize.errors import ConfigError
+from anonymize.errors import ConfigError, Withhold
 from anonymize.record import Face, Floats, Pixels
 
 ARCFACE = np.array(
@@ -36,12 +36,12 @@ def similarity(source: Floats, target: Floats) -> Floats:
         (2, 3) float32 matrix that takes source points to target points.
 
     Raises:
-        ConfigError: all source points coincide.
+        Withhold: all source points coincide.
     """
     a, b = source - source.mean(0), target - target.mean(0)
     spread = float((a * a).sum())
     if spread < 1e-6:
-        raise ConfigError("landmarks coincide: no alignment exists")
+        raise Withhold("landmarks coincide")
     cos = float((a * b).sum()) / spread
     sin = float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / spread
     turn = np.array([[cos, -sin], [sin, cos]])

@@ -24,6 +24,14 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+def say(line: str) -> None:
+    """A line on stderr. That nobody reads on is no reason to stop."""
+    try:
+        click.echo(line, err=True)
+    except BrokenPipeError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """Turns the package's own errors into one clear line and the right exit code."""
 
@@ -32,13 +40,13 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except AnonymizeError as error:
-            click.echo(f"anonymize: {error}", err=True)
+            say(f"anonymize: {error}")
             sys.exit(USAGE if isinstance(error, ConfigError) else FAILED)
         except OSError as error:
-            click.echo(f"anonymize: {error.strerror or error}: {error.filename or ''}", err=True)
+            say(f"anonymize: {error.strerror or error}: {error.filename or ''}")
             sys.exit(FAILED)
         except KeyboardInterrupt:
-            click.echo("anonymize: interrupted; --resume goes on from here", err=True)
+            say("anonymize: interrupted; --resume goes on from here")
             sys.exit(INTERRUPTED)
 
     return wrapper
@@ -108,11 +116,12 @@ def run(
 
     import torch
 
+    from anonymize import registry
     from anonymize.run import BASELINE_NOTE
     from anonymize.run import run as anonymize
 
-    if recipe.generator in ("blur", "pixelate", "mask"):
-        click.echo(f"{recipe.generator}: {BASELINE_NOTE}", err=True)
+    if registry.find("generator", recipe.generator)[0].baseline:
+        say(f"{recipe.generator}: {BASELINE_NOTE}")
     torch.set_num_threads(1)  # threads work on different pictures; see devices.invariant
     with Meter() as meter:
         summary = anonymize(
@@ -132,7 +141,7 @@ def run(
         click.echo(_table(summary, dst))
     if summary.withheld > max_withheld * summary.read:
         share = summary.withheld / summary.read
-        click.echo(f"anonymize: {share:.1%} withheld, more than --max-withheld allows", err=True)
+        say(f"anonymize: {share:.1%} withheld, more than --max-withheld allows")
         sys.exit(GATE)
 
 
@@ -181,7 +190,7 @@ class Meter:
             self._bar.set_postfix(withheld=withheld, refresh=False)
             self._bar.update(1)
         elif done == total or done % max(1, total // 10) == 0:
-            click.echo(f"{phase}: {done} of {total}, {withheld} withheld", err=True)
+            say(f"{phase}: {done} of {total}, {withheld} withheld")
 
     def steps(self, phase: str, done: int, total: int) -> None:
         """Progress of work that withholds nothing."""
@@ -190,7 +199,7 @@ class Meter:
         if sys.stderr.isatty():
             self._bar.update(1)
         elif done == total:
-            click.echo(f"{phase}: {total}", err=True)
+            say(f"{phase}: {total}")
 
     def _start(self, phase: str, done: int, total: int) -> None:
         self.__exit__()
@@ -310,7 +319,7 @@ def train(
         start=start,
         device=choose(device),
         minutes=minutes,
-        report=lambda line: click.echo(line, err=True),
+        report=say,
     )
     click.echo(exported)
 
@@ -372,9 +381,7 @@ def evaluate(
         original, anonymized, links=known, others=others, device=choose(device), **options
     )
     with Meter() as meter:
-        report, gates = carry_out(
-            request, meter.steps, lambda name: click.echo(f"{name} ...", err=True)
-        )
+        report, gates = carry_out(request, meter.steps, lambda name: say(f"{name} ..."))
     click.echo(json.dumps(report, sort_keys=True) if as_json else table(report))
     if not as_json:
         click.echo(f"report {request.out / 'report.html'}")

@@ -84,7 +84,10 @@ def _build(source: Path, paths: list[Path], size: int, report: Callable[[str], N
         found = max(detector([image])[0], key=lambda f: f.box[2] - f.box[0], default=None)
         if found is None or found.score < 0.95:
             continue
-        matrix = similarity(found.landmarks, template)
+        try:
+            matrix = similarity(found.landmarks, template)
+        except Withhold:
+            continue
         crops.append(warp(image, matrix, padded))
         marks.append(found.landmarks @ matrix[:, :2].T + matrix[:, 2])
         pixels = torch.from_numpy(chip(image, found.landmarks)).permute(2, 0, 1)[None].float()

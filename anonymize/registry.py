@@ -40,18 +40,16 @@ def names(kind: str) -> dict[str, str]:
     return installed | BUILTIN[kind]
 
 
-def load(kind: str, name: str, device: str = "cpu", **options: Any) -> Any:
-    """Makes a component.
+def find(kind: str, name: str) -> tuple[Any, list[str]]:
+    """What makes a component, and the argument that its name carries.
 
     Args:
         kind: `detector`, `embedder` or `generator`.
         name: a known name, one with an argument after a colon (`deepface:ArcFace`), or
             `package.module:attr`.
-        device: a torch device type, handed to components that take `device`.
-        options: keyword arguments for it; those it does not take are an error.
 
     Raises:
-        ConfigError: unknown name, failed import, or options that do not fit.
+        ConfigError: unknown name or failed import.
     """
     known = names(kind)
     base, _, argument = name.partition(":")
@@ -66,9 +64,23 @@ def load(kind: str, name: str, device: str = "cpu", **options: Any) -> Any:
         )
     module, _, attribute = target.partition(":")
     try:
-        made = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute), arguments
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"cannot load {kind} {name!r} from {target}: {error}") from error
+
+
+def load(kind: str, name: str, device: str = "cpu", **options: Any) -> Any:
+    """Makes a component.
+
+    Args:
+        kind, name: see `find`.
+        device: a torch device type, handed to components that take `device`.
+        options: keyword arguments for it; those it does not take are an error.
+
+    Raises:
+        ConfigError: unknown name, failed import, or options that do not fit.
+    """
+    made, arguments = find(kind, name)
     if "device" in inspect.signature(made).parameters:
         options["device"] = device
     try:
