@@ -1,13 +1,23 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. `make gate` is how a
+# publisher lets CI refuse a release that got worse, tried on the sample people.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo gate test check format clean
 
 demo: .venv/ready
 	rm -rf demo && mkdir demo
 	$(BIN)/anonymize run samples/people demo/release --max-withheld 0.5
 	$(BIN)/anonymize sheet samples/people demo/release demo/sheet.png
+
+GATE := --attack oa --attack ao --attack metadata-join --utility geometry --utility consistency
+
+gate: .venv/ready
+	rm -rf demo/gate && mkdir -p demo/gate
+	$(BIN)/anonymize run samples/people demo/gate/release --max-withheld 0.5
+	$(BIN)/anonymize eval samples/people demo/gate/release -o demo/gate/report $(GATE) \
+		--max-risk oa 0.6 --min-utility detection 0.9
+	$(BIN)/anonymize compare demo/gate/report --baseline samples/report.json --tolerance 0.1
 
 test: check
 	$(BIN)/pytest

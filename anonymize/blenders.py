@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import cv2
 import numpy as np
 
@@ -11,6 +13,10 @@ from anonymize.record import Face, Floats, Pixels
 
 FEATHER = 0.14
 """Width of the transition, inside the region, as a share of the region's radius."""
+
+
+MOST_GRAIN, GRAIN_SIZE = 8.0, 0.6
+"""Greatest standard deviation of added grain, in grey levels, and its size in pixels."""
 
 
 def blend(
@@ -41,6 +47,8 @@ def blend(
     shifted = then(np.array([[1, 0, x1], [0, 1, y1]], np.float32), matrix)
     new = _pulled(crop, shifted, (x2 - x1, y2 - y1))
     far = _pull(distance, shifted, (x2 - x1, y2 - y1), cv2.INTER_LINEAR, 2.0)
+    if match:
+        new = _grained(new, image[y1:y2, x1:x2], far)
     share = np.clip((1 - far) / FEATHER, 0, 1)
     share = (share * share * (3 - 2 * share))[..., None]
     out = image.copy()
@@ -80,6 +88,32 @@ def _spread(values: Floats, weights: Floats, sigma: float, least: float) -> Floa
     near = cv2.GaussianBlur(values, (0, 0), sigma)
     weight = cv2.GaussianBlur(weights, (0, 0), sigma)
     return np.asarray(near / (weight[..., None] + least), np.float32)
+
+
+def _grained(new: Floats, old: Pixels, far: Floats) -> Floats:
+    """Adds the photograph's grain, as it is just outside the region, where the new face lacks it.
+
+    The level is robust against edges (median absolute deviation of what a small blur removes;
+    Donoho and Johnstone 1994). The pattern depends on the face's pixels only.
+    """
+    around, inside = (far >= 1) & (far < 1.5), far < 1
+    if around.sum() < 64 or inside.sum() < 64:
+        return new
+    grey = new.mean(-1)
+    wanted, had = (_grain(x)[part] for x, part in ((old.mean(-1), around), (grey, inside)))
+    level, own = (float(1.4826 * np.median(np.abs(x))) for x in (wanted, had))
+    missing = min(max(level**2 - own**2, 0.0) ** 0.5, MOST_GRAIN)
+    seed = hashlib.sha256(np.rint(grey).astype(np.uint8).tobytes()).digest()
+    noise = np.random.default_rng(int.from_bytes(seed[:8], "big")).standard_normal(grey.shape)
+    noise = cv2.GaussianBlur(noise, (0, 0), GRAIN_SIZE)  # grain spans pixels, unlike white noise
+    noise *= missing / max(float(_grain(noise).std()), 1e-6)
+    return np.asarray(np.clip(new + noise[..., None], 0, 255), np.float32)
+
+
+def _grain(grey: Floats) -> Floats:
+    """What a small blur removes from (H, W) values."""
+    grey = np.asarray(grey, np.float32)
+    return np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), 1.5), np.float32)
 
 
 def _bounds(image: Pixels, matrix: Floats, size: int) -> tuple[int, int, int, int]:

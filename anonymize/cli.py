@@ -21,6 +21,7 @@ from anonymize.errors import AnonymizeError, ConfigError
 FAILED, USAGE, GATE, INTERRUPTED = 1, 2, 3, 130
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+SOURCE = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -60,8 +61,10 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("src", type=FOLDER)
+@click.argument("src", type=SOURCE)
 @click.argument("dst", type=FOLDER)
+@click.option("--from", "reader", help="Format of SRC; see `anonymize list reader`.  [sniffed]")
+@click.option("--skip-bad", is_flag=True, help="Count damaged records of SRC and go on.")
 @click.option("--generator", help="Generator name; see `anonymize list generator`.")
 @click.option("--detector", help="Detector name; see `anonymize list detector`.")
 @click.option("--region", type=click.Choice(["face", "head"]), help="How much is replaced.")
@@ -86,6 +89,8 @@ def main() -> None:
 def run(
     src: Path,
     dst: Path,
+    reader: str | None,
+    skip_bad: bool,
     generator: str | None,
     detector: str | None,
     region: str | None,
@@ -101,8 +106,9 @@ def run(
 ) -> None:
     """Anonymise the pictures below SRC into the folder DST.
 
-    SRC holds a folder per person. DST receives a folder per new person, manifest.jsonl and
-    run.json; key and link table lie in DST.private until `anonymize seal DST` destroys them.
+    SRC holds a folder per person, or is a table, RecordIO, tar shards, MS-Celeb-1M's TSV or a
+    verification set. DST receives a folder per new person, manifest.jsonl and run.json; key and
+    link table lie in DST.private until `anonymize seal DST` destroys them.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other: give one of them")
@@ -110,8 +116,9 @@ def run(
     from anonymize.run import check_places
 
     check_places(src, dst)
-    named = {"generator": generator, "detector": detector, "region": region}
+    named = {"reader": reader, "generator": generator, "detector": detector, "region": region}
     chosen = [f"{name}={value}" for name, value in named.items() if value is not None]
+    chosen += ["reader_options.skip_bad=true"] if skip_bad else []
     recipe = load(Recipe, recipe_file, [*settings, *chosen])
 
     import torch
@@ -235,7 +242,7 @@ def seal(dst: Path) -> None:
 
 
 @main.command()
-@click.argument("src", type=FOLDER)
+@click.argument("src", type=SOURCE)
 @click.argument("dst", type=FOLDER)
 @click.argument("out", type=FILE)
 @click.option("--pairs", default=24, show_default=True, type=click.IntRange(1))

@@ -33,13 +33,21 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
     Raises:
         Withhold: the file cannot be read, is no picture, is cut short, too large or animated.
     """
+    return decode(read_file(path), max_pixels)
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        Withhold: not a file that can be read.
+    """
     if not path.is_file():  # a pipe would block for ever, a link in a loop never ends
         raise Withhold("not a readable file")
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise Withhold("not a readable file") from error
-    return decode(data, max_pixels)
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:

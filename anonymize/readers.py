@@ -6,17 +6,88 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
+from anonymize import registry
 from anonymize.errors import ConfigError
-from anonymize.images import SUFFIXES
+from anonymize.images import SUFFIXES, read_file
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One picture: its path below the dataset, and its person's label, if there is one."""
+    """One picture: where it is in the dataset, and its person's label, if there is one."""
 
     path: str
     label: str | None
+
+
+class Reader(Protocol):
+    """Lists the pictures of a dataset, and opens any of them again.
+
+    Attributes:
+        ignored: after iteration, how many entries were passed over, by kind.
+    """
+
+    ignored: dict[str, int]
+
+    def __iter__(self) -> Iterator[Source]:
+        """Every picture; memory does not grow with the dataset."""
+        ...
+
+    def load(self, locator: str) -> bytes:
+        """The encoded picture at a `Source.path`.
+
+        Raises:
+            Withhold: it cannot be read.
+        """
+        ...
+
+
+class DamagedError(ValueError):
+    """A file that is not what its format asks for, with the byte where that shows."""
+
+    def __init__(self, offset: int, problem: str) -> None:
+        super().__init__(f"byte {offset}: {problem}")
+        self.offset = offset
+
+
+BY_SUFFIX = {
+    ".tsv": "msceleb-tsv",
+    ".rec": "recordio",
+    ".bin": "verification-bin",
+    ".tar": "webdataset",
+    ".csv": "manifest",
+    ".parquet": "manifest",
+}
+
+
+def sniff(root: Path) -> str:
+    """The format of SRC by its suffix, or by that of the files in a folder.
+
+    Raises:
+        ConfigError: SRC is not there, or of no known format.
+    """
+    if root.is_file():
+        if root.suffix not in BY_SUFFIX:
+            known = ", ".join(BY_SUFFIX)
+            raise ConfigError(f"SRC {root}: got a {root.suffix} file, expected a folder or {known}")
+        return BY_SUFFIX[root.suffix]
+    if not root.is_dir():
+        raise ConfigError(f"SRC {root}: expected a folder of pictures, found none")
+    for suffix in (".rec", ".tar", ".tsv"):
+        if any(entry.name.endswith(suffix) for entry in os.scandir(root)):
+            return BY_SUFFIX[suffix]
+    return "folder"
+
+
+def open_source(root: Path, name: str = "", **options: Any) -> Reader:
+    """The reader of a dataset: by name, or by what it looks like.
+
+    Raises:
+        ConfigError: unknown, absent, or options that the format does not take.
+    """
+    reader: Reader = registry.load("reader", name or sniff(root), root=root, **options)
+    return reader
 
 
 @dataclass(slots=True)
@@ -42,6 +113,10 @@ class Folder:
     def __iter__(self) -> Iterator[Source]:
         self.ignored = {"not a picture": 0, "folder link": 0, "folder cannot be read": 0}
         yield from self._walk("")
+
+    def load(self, locator: str) -> bytes:
+        """The picture file below the folder."""
+        return read_file(self.root / locator)
 
     def _walk(self, below: str) -> Iterator[Source]:
         try:

@@ -27,22 +27,26 @@ class Recipe:
         region: `face` (forehead to hairline, cheeks, jaw) or `head` (hairline and ears too).
         context_codes: draw each new person from the cell that the visible context suggests; False
             draws blindly.
+        reader: the source's format, empty to tell by its looks.
         detector: finds the faces to replace.
         auditor: another detector that looks for missed faces in every output.
         format: `jpg` or `png`.
         quality: of JPEG, 1..100.
         max_pixels: larger pictures are withheld.
-        generator_options, detector_options, auditor_options: keyword arguments of the components.
+        reader_options, generator_options, detector_options, auditor_options: keyword arguments of
+            the components.
     """
 
     generator: str = "inpaint"
     region: str = "face"
     context_codes: bool = True
+    reader: str = ""
     detector: str = "mtcnn"
     auditor: str = "centerface"
     format: str = "jpg"
     quality: int = 95
     max_pixels: int = 100_000_000
+    reader_options: Mapping[str, Any] = field(default_factory=dict)
     generator_options: Mapping[str, Any] = field(default_factory=dict)
     detector_options: Mapping[str, Any] = field(default_factory=dict)
     auditor_options: Mapping[str, Any] = field(default_factory=dict)

@@ -19,6 +19,14 @@ BUILTIN: dict[str, dict[str, str]] = {
         "dlib-densenet": "anonymize.embedders:DenseNetEmbedder",
         "deepface": "anonymize.embedders:DeepFaceEmbedder",
     },
+    "reader": {
+        "folder": "anonymize.readers:Folder",
+        "manifest": "anonymize.manifest:Manifest",
+        "msceleb-tsv": "anonymize.tsv:MsCelebTsv",
+        "recordio": "anonymize.recordio:RecordIO",
+        "verification-bin": "anonymize.verification:VerificationBin",
+        "webdataset": "anonymize.shards:WebDataset",
+    },
     "generator": {
         "inpaint": "anonymize.generators:Inpaint",
         "blur": "anonymize.generators:Blur",

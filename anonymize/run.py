@@ -20,9 +20,9 @@ from anonymize.devices import choose
 from anonymize.embedders import DlibEmbedder
 from anonymize.errors import ConfigError, ReleaseError
 from anonymize.identities import invent, pseudonym
-from anonymize.images import decode, encode, read
+from anonymize.images import decode, encode
 from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
-from anonymize.readers import Folder
+from anonymize.readers import Reader, open_source
 from anonymize.recipe import Recipe
 from anonymize.record import Record
 from anonymize.stages import Replace, Survey
@@ -66,7 +66,7 @@ def run(
     """Anonymises the folder `source` into the folder `release`.
 
     Args:
-        source: SRC, a folder per person.
+        source: SRC, a folder per person, or a file of another format.
         release: DST; its private state goes into `DST.private` beside it.
         recipe: what to do; default `Recipe()`.
         key: the secret; default a fresh one. A kept key gives the same pseudonyms again.
@@ -105,7 +105,7 @@ def check_places(source: Path, release: Path) -> None:
     Raises:
         ConfigError: they are nested or the same, or SRC is no folder.
     """
-    if not source.is_dir():
+    if not source.exists():
         raise ConfigError(f"SRC {source}: expected a folder of pictures, found none")
     inner, outer = release.resolve(), source.resolve()
     if inner == outer or outer in inner.parents or inner in outer.parents:
@@ -153,9 +153,12 @@ class _Run:
     generator: Any = None
     detector: Any = None
     paths: dict[str, str] = field(default_factory=dict)  # of the pictures in flight
+    reader: Reader = field(init=False)
 
     def whole(self, limit: int | None) -> Summary:
         self._remember_recipe()
+        options = self.recipe.reader_options
+        self.reader = open_source(self.source, self.recipe.reader, **options)
         if self.state.get("summary") is not None:
             return Summary(**json.loads(self.state.get("summary") or ""))
         ignored = self._enrol(limit)
@@ -177,14 +180,13 @@ class _Run:
         stored = self.state.get("ignored")
         if stored is not None:
             return dict[str, int](json.loads(stored))
-        folder = Folder(self.source)
-        inputs = (self._input(item.path, item.label) for item in folder)
+        inputs = (self._input(item.path, item.label) for item in self.reader)
         if limit is not None:
             inputs = (i for i in sorted(inputs, key=lambda i: i.handle)[:limit])
         if not self.state.enrol(inputs):
             raise ConfigError(f"SRC {self.source}: found no picture in it or below it")
-        self.state.set("ignored", json.dumps(folder.ignored))
-        return folder.ignored
+        self.state.set("ignored", json.dumps(self.reader.ignored))
+        return self.reader.ignored
 
     def _input(self, path: str, label: str | None) -> Input:
         key = self.state.key
@@ -277,8 +279,8 @@ class _Run:
         return Record(item.handle, item.person if item.labelled else None, blank)
 
     def _load(self, record: Record) -> Record:
-        path = self.source / self.paths.pop(record.key)
-        return record.but(image=read(path, self.recipe.max_pixels))
+        data = self.reader.load(self.paths.pop(record.key))
+        return record.but(image=decode(data, self.recipe.max_pixels))
 
     def _store(self, record: Record, writer: FolderWriter) -> None:
         """Writes what may be published and journals the outcome."""

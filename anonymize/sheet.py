@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from anonymize.errors import ReleaseError
-from anonymize.images import encode, read
+from anonymize.images import decode, encode, read
+from anonymize.readers import open_source
 from anonymize.record import Pixels
 from anonymize.state import read_links
 
@@ -30,8 +31,9 @@ def draw(source: Path, release: Path, count: int = 24, columns: int = 4, side: i
     if not pairs:
         raise ReleaseError(f"{release}: nothing was written, so there is nothing to show")
     chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)]
+    load = open_source(source).load
     tiles = [
-        np.hstack([_tile(read(source / before), side), _tile(read(release / after), side)])
+        np.hstack([_tile(decode(load(before)), side), _tile(read(release / after), side)])
         for before, after in chosen
     ]
     blank = np.full_like(tiles[0], 255)

@@ -15,6 +15,7 @@ LAYERS = [
     {"seeds", "packages", "registry", "pipeline"},
     {"images", "aligners", "dlib_format", "devices", "augment"},
     {"detectors", "embedders", "priors", "identities", "readers", "adversary"},
+    {"manifest", "recordio", "shards", "tsv", "verification"},
     {"inpaint", "blenders", "recipe", "writers", "faces", "cells"},
     {"generators"},
     {"stages", "state", "train"},

@@ -307,3 +307,19 @@ def test_colours_are_matched_to_the_context() -> None:
     assert np.abs(matched).max() <= np.abs(plain).max()
     ring = np.abs(plain).sum(2) > 0
     assert np.abs(matched[ring]).mean() < 0.5 * np.abs(plain[ring]).mean()
+
+
+@pytest.mark.parametrize("level", [0.0, 3.0, 6.0])
+def test_a_new_face_has_the_grain_of_its_photograph(level: float) -> None:
+    rng = np.random.default_rng(0)
+    plain = np.full((300, 300, 3), 120, np.float32)
+    image = np.clip(plain + level * rng.normal(size=(300, 300, 1)), 0, 255).astype(np.uint8)
+    marks = (TEMPLATE - 64) * 1.8 + 150
+    face = align(image, Face(np.zeros(4, np.float32), 1.0, marks.astype(np.float32)))
+    out = blend(image, np.full((128, 128, 3), 120, np.uint8), face)
+    assert np.array_equal(out, blend(image, np.full((128, 128, 3), 120, np.uint8), face))
+    middle = out[130:190, 130:170, 0].astype(np.float32)
+    fine = middle - cv2.GaussianBlur(middle, (0, 0), 1.5)
+    around = image[:40, :, 0].astype(np.float32)
+    wanted = around - cv2.GaussianBlur(around, (0, 0), 1.5)
+    assert fine.std() == pytest.approx(wanted.std(), abs=0.5)

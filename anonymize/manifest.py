@@ -1,0 +1,75 @@
+"""Flat folders with a table: CSV or Parquet with the columns path and identity."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anonymize.errors import ConfigError
+from anonymize.images import read_file
+from anonymize.readers import Source
+
+PATH, IDENTITY = "path", "identity"
+
+
+@dataclass(slots=True)
+class Manifest:
+    """Pictures that a `.csv` or `.parquet` file lists, paths relative to the file.
+
+    Attributes:
+        root: SRC, the table.
+        ignored: kept for the protocol.
+    """
+
+    root: Path
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Source]:
+        self.ignored = {"row without a path": 0}
+        read = _parquet if self.root.suffix == ".parquet" else _csv
+        for path, identity in read(self.root):
+            if path:
+                yield Source(path, identity or None)
+            else:
+                self.ignored["row without a path"] += 1
+
+    def load(self, locator: str) -> bytes:
+        """The listed file."""
+        return read_file(self.root.parent / locator)
+
+
+def _csv(table: Path) -> Iterator[tuple[str, str]]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            rows = csv.DictReader(file)
+            _check(table, list(rows.fieldnames or ()))
+            yield from ((row[PATH] or "", row[IDENTITY] or "") for row in rows)
+    except csv.Error as error:
+        raise ConfigError(f"{table} is not a CSV file: {error}") from error
+
+
+def _parquet(table: Path) -> Iterator[tuple[str, str]]:
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ConfigError(f"{table}: Parquet needs pyarrow (pip install pyarrow)") from error
+    try:
+        file: Any = ParquetFile(table)
+        _check(table, file.schema_arrow.names)
+        for batch in file.iter_batches(4096, columns=[PATH, IDENTITY]):
+            for row in batch.to_pylist():
+                values = (row[PATH], row[IDENTITY])
+                yield str(values[0] or ""), "" if values[1] is None else str(values[1])
+    except (ArrowInvalid, OSError) as error:
+        raise ConfigError(f"{table} is not a Parquet file: {error}") from error
+
+
+def _check(table: Path, names: list[str]) -> None:
+    if not {PATH, IDENTITY} <= set(names):
+        raise ConfigError(
+            f"{table}: got the columns {', '.join(names) or 'none'}; expected {PATH} and {IDENTITY}"
+        )

@@ -1,0 +1,106 @@
+"""MS-Celeb-1M's tables: one row per picture, the picture itself in base64.
+
+Three layouts circulate: two of cropped faces with 7 columns, and the thumbnails with 6. They are
+split as bytes, because a row can be megabytes long and is never quoted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anonymize.errors import ConfigError, Withhold
+from anonymize.readers import DamagedError, Source
+
+LONGEST = 64 << 20
+"""Bytes of a row; a longer one means that this is no such table."""
+
+MID = re.compile(rb"/?m[./][0-9a-z_]+")
+"""A Freebase identifier, as these tables name people."""
+
+NAMES = re.compile(rb'[^\t]+\t"[^"\t]*"@[a-zA-Z-]+\r?\n?')
+"""A row of Top1M_MidList.Name.tsv."""
+
+
+@dataclass(slots=True)
+class MsCelebTsv:
+    """Pictures of a `.tsv` file, or of all below a folder; labels are the MIDs.
+
+    Attributes:
+        root: SRC.
+        skip_bad: count rows that do not fit instead of stopping.
+        ignored: after iteration, what was passed over.
+    """
+
+    root: Path
+    skip_bad: bool = False
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Source]:
+        self.ignored = {"damaged row": 0}
+        files = [self.root] if self.root.is_file() else sorted(self.root.rglob("*.tsv"))
+        if not files:
+            raise ConfigError(f"SRC {self.root}: found no .tsv file")
+        for path in files:
+            name = "" if path == self.root else path.relative_to(self.root).as_posix()
+            yield from self._rows(path, name)
+
+    def _rows(self, path: Path, name: str) -> Iterator[Source]:
+        position = 0
+        with path.open("rb") as file:
+            refuse_names(path, file.readline(4096))
+            file.seek(0)
+            while line := file.readline(LONGEST):
+                try:
+                    if len(line) == LONGEST:
+                        raise DamagedError(position, f"a row of more than {LONGEST} bytes")
+                    mid = _columns(line, position)[0]
+                    yield Source(f"{name}@{position}+{len(line)}", mid.decode("utf-8"))
+                except (DamagedError, UnicodeDecodeError) as error:
+                    if not self.skip_bad:
+                        raise ConfigError(
+                            f"{path}: {error}; --skip-bad counts damaged rows and goes on"
+                        ) from error
+                    self.ignored["damaged row"] += 1
+                position += len(line)
+
+    def load(self, locator: str) -> bytes:
+        """The picture file in a row."""
+        name, _, place = locator.rpartition("@")
+        start, length = (int(number) for number in place.split("+"))
+        with (self.root / name if name else self.root).open("rb") as file:
+            file.seek(start)
+            line = file.read(length)
+        try:
+            return base64.b64decode(_columns(line, start)[-1], validate=True)
+        except (DamagedError, binascii.Error) as error:
+            raise Withhold("row is damaged") from error
+
+
+def _columns(line: bytes, position: int) -> list[bytes]:
+    columns = line.rstrip(b"\r\n").split(b"\t")
+    if len(columns) not in (6, 7):
+        got = f"{len(columns)} columns"
+        raise DamagedError(position, f"got {got}, expected 7 (cropped faces) or 6 (thumbnails)")
+    if not MID.fullmatch(columns[0]):
+        raise DamagedError(position, f"the first column is no Freebase MID: {columns[0][:40]!r}")
+    if len(columns) == 7 and not columns[4].startswith(b"FaceId-"):
+        raise DamagedError(position, f"got {columns[4][:40]!r}, expected FaceId-n in column 5")
+    return columns
+
+
+def refuse_names(path: Path, row: bytes) -> None:
+    """Refuses tables of people's names, such as Top1M_MidList.Name.tsv.
+
+    Raises:
+        ConfigError: this is one.
+    """
+    if NAMES.match(row):
+        raise ConfigError(
+            f"{path} is a table of people's names, not of pictures: nothing in it can be "
+            "anonymised, and it must not accompany a release; leave it out"
+        )
