@@ -312,8 +312,7 @@ def train(
     Train only on faces that belong to no one, or whose owners agreed.
     """
     from anonymize.devices import choose
-    from anonymize.recipe import load
-    from anonymize.train import TrainRecipe
+    from anonymize.recipe import TrainRecipe, load
     from anonymize.train import train as learn
 
     extra = [f"steps={steps}"] if steps else []

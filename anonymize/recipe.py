@@ -1,4 +1,4 @@
-"""A run's whole configuration: a frozen dataclass that is also a TOML file."""
+"""Whole configurations of a run and of a training: frozen dataclasses that are also TOML files."""
 
 from __future__ import annotations
 
@@ -58,6 +58,63 @@ class Recipe:
             raise ConfigError(f"format: got {self.format!r}, expected {' or '.join(FORMATS)}")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"quality: got {self.quality}, expected 1 to 100")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRecipe:
+    """Everything that decides what a training run learns.
+
+    Attributes:
+        size: side of the crops in pixels.
+        channels: U-Net channels per level, finest first.
+        cells: cells of the code prior.
+        batch: crops per step; half keep their own code, half get a new person's.
+        steps: optimiser steps of the whole run.
+        rate: learning rate of the generator; the adversary's is `rate_adversary`.
+        ema: decay of the averaged weights that are exported.
+        pixels, rim, tone, context, identity, features, adversary: weights of the losses: L1 inside
+            the region (own code only), L1 in the region's outermost part (new codes only: hairline,
+            cheeks and jaw continue what is visible whoever the new person is), L1 of the
+            region averaged over an eighth of the crop (skin tone and light come from the picture),
+            L1 outside the region, 1 - cosine to the code, the adversary's feature matching (own
+            code only), the adversary's verdict.
+        steepness: weight of the adversary's R1 penalty.
+        warmup: steps over which the adversary's and the recogniser's weights rise.
+        share_head, share_all: how often the region is `head`, or the whole crop; else `face`.
+        share_strangers: how often a new code comes from any cell rather than from the picture's,
+            because the guess of the cell errs.
+        share_noised: how often a picture with its own code starts from a noised face rather than
+            from pure noise, which is what sampling in several steps meets.
+        bf16: compute in bfloat16 where torch's autocast thinks fit.
+        cell_steps: steps of the classifier that guesses a person's cell from the context, at the
+            end of the run; on batches of 4 x `batch`.
+        seed: of everything random.
+    """
+
+    size: int = 128
+    channels: tuple[int, ...] = (64, 128, 192)
+    cells: int = 8
+    batch: int = 16
+    steps: int = 20_000
+    rate: float = 2e-4
+    rate_adversary: float = 4e-4
+    ema: float = 0.998
+    pixels: float = 3.0
+    rim: float = 3.0
+    tone: float = 2.0
+    context: float = 2.0
+    identity: float = 1.2
+    features: float = 1.0
+    adversary: float = 0.4
+    steepness: float = 0.1
+    warmup: int = 300
+    share_head: float = 0.2
+    share_all: float = 0.12
+    share_strangers: float = 0.2
+    share_noised: float = 0.15
+    bf16: bool = True
+    cell_steps: int = 2000
+    seed: int = 0
 
 
 def as_dict(recipe: Any) -> dict[str, Any]:

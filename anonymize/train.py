@@ -27,67 +27,11 @@ from anonymize.images import encode
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
 from anonymize.packages import package_file
 from anonymize.priors import CODE
+from anonymize.recipe import TrainRecipe
 from anonymize.record import Floats
 
 LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRecipe:
-    """Everything that decides what a training run learns.
-
-    Attributes:
-        size: side of the crops in pixels.
-        channels: U-Net channels per level, finest first.
-        cells: cells of the code prior.
-        batch: crops per step; half keep their own code, half get a new person's.
-        steps: optimiser steps of the whole run.
-        rate: learning rate of the generator; the adversary's is `rate_adversary`.
-        ema: decay of the averaged weights that are exported.
-        pixels, rim, tone, context, identity, features, adversary: weights of the losses: L1 inside
-            the region (own code only), L1 in the region's outermost part (new codes only: hairline,
-            cheeks and jaw continue what is visible whoever the new person is), L1 of the
-            region averaged over an eighth of the crop (skin tone and light come from the picture),
-            L1 outside the region, 1 - cosine to the code, the adversary's feature matching (own
-            code only), the adversary's verdict.
-        steepness: weight of the adversary's R1 penalty.
-        warmup: steps over which the adversary's and the recogniser's weights rise.
-        share_head, share_all: how often the region is `head`, or the whole crop; else `face`.
-        share_strangers: how often a new code comes from any cell rather than from the picture's,
-            because the guess of the cell errs.
-        share_noised: how often a picture with its own code starts from a noised face rather than
-            from pure noise, which is what sampling in several steps meets.
-        bf16: compute in bfloat16 where torch's autocast thinks fit.
-        cell_steps: steps of the classifier that guesses a person's cell from the context, at the
-            end of the run; on batches of 4 x `batch`.
-        seed: of everything random.
-    """
-
-    size: int = 128
-    channels: tuple[int, ...] = (64, 128, 192)
-    cells: int = 8
-    batch: int = 16
-    steps: int = 20_000
-    rate: float = 2e-4
-    rate_adversary: float = 4e-4
-    ema: float = 0.998
-    pixels: float = 3.0
-    rim: float = 3.0
-    tone: float = 2.0
-    context: float = 2.0
-    identity: float = 1.2
-    features: float = 1.0
-    adversary: float = 0.4
-    steepness: float = 0.1
-    warmup: int = 300
-    share_head: float = 0.2
-    share_all: float = 0.12
-    share_strangers: float = 0.2
-    share_noised: float = 0.15
-    bf16: bool = True
-    cell_steps: int = 2000
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -278,6 +222,7 @@ class Trainer:
         seen = chips(output, marks)
         if self.step % 2:  # what a compressed or blurred copy would keep
             seen = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        seen = _smeared(seen)
         code: Tensor = self.prior.code(self.recogniser(seen).float())
         return code
 
@@ -351,6 +296,25 @@ class Trainer:
         write_sums(folder)
         nets.float().to(self.device)
         return averaged
+
+
+def _smeared(chips: Tensor) -> Tensor:
+    """Half of the chips with a random rectangle, often the forehead, blurred beyond recognition.
+
+    Identity then has to show all over the face; else it hides in patches, as of hair on foreheads.
+    """
+    count, side = len(chips), chips.shape[-1]
+    reach = side // 20
+    padded = F.pad(chips, (reach,) * 4, mode="replicate")
+    soft = F.avg_pool2d(padded, 2 * reach + 1, 1)
+    low, high = torch.rand(2, count, 2, device=chips.device).sort(0).values * side
+    forehead = torch.rand(count, device=chips.device) < 0.5
+    low[forehead], high[forehead] = 0, torch.tensor([side, 0.3 * side], device=chips.device)
+    axis = torch.arange(side, device=chips.device)
+    inside = [(axis >= low[:, i, None]) & (axis < high[:, i, None]) for i in (0, 1)]
+    picked = (torch.rand(count, device=chips.device) < 0.5)[:, None, None]
+    where = inside[1][:, :, None] & inside[0][:, None, :] & picked
+    return torch.where(where[:, None], soft, chips)
 
 
 @torch.no_grad()

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from anonymize import recipe as recipes
 from anonymize import registry, seeds
 from anonymize.errors import ConfigError
-from anonymize.recipe import Recipe
+from anonymize.recipe import Recipe, TrainRecipe
 from anonymize.record import Record
-from anonymize.train import TrainRecipe
 
 KEY = bytes(range(32))
 

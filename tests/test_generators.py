@@ -11,14 +11,15 @@ import torch
 
 from anonymize import registry, seeds
 from anonymize.aligners import TEMPLATE, radius
-from anonymize.embedders import CHIP, chip
+from anonymize.embedders import CHIP, chip, chips
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
 from anonymize.identities import LIMIT, invent, pseudonym
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline
+from anonymize.recipe import TrainRecipe
 from anonymize.record import Face, Pixels
 from anonymize.stages import job
-from anonymize.train import TrainRecipe, chips, train
+from anonymize.train import train
 
 KEY = bytes(range(32))
 
