@@ -29,6 +29,7 @@ METHODS = {
     "blur": ["generator=blur"],
     "pixelate": ["generator=pixelate"],
     "inpaint-head": ["generator=inpaint", "region=head"],
+    "inpaint-4-steps": ["generator=inpaint", "generator_options.steps=4"],
     "inpaint": ["generator=inpaint"],
 }
 
