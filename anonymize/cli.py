@@ -351,7 +351,7 @@ GATE_OPTION = (str, float)
 @click.option("--training", type=FOLDER, help="The generator's training faces.")
 @click.option("--pairs", type=(FILE, FOLDER), help="CSV fold,a,b,same and its photographs.")
 @click.option("--beside", multiple=True, type=click.Path(path_type=Path), help="Other reports.")
-@click.option("--show", default=0, help="Put so many pairs of REAL photographs on the page.")
+@click.option("--show", default=0, type=click.IntRange(0), help="REAL pairs to put on the page.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -375,8 +375,8 @@ def evaluate(
 
     from anonymize.devices import choose
     from anonymize.eval.command import Request, carry_out
+    from anonymize.eval.links import read_table
     from anonymize.eval.report import table
-    from anonymize.eval.trial import read_table
 
     if third is not None and second is None:
         raise ConfigError("--third needs --second: the attack joins the first two releases")
@@ -414,7 +414,7 @@ def compare(reports: tuple[Path, ...], baseline: Path, tolerance: float, as_json
     Exits with 3 if a figure got worse, is missing, or a gate of a report failed.
     """
     from anonymize.eval.compare import compare as hold
-    from anonymize.eval.compare import table
+    from anonymize.eval.compare import differences, table
     from anonymize.eval.report import read_report
 
     before, failed, results = read_report(baseline), False, []
@@ -422,6 +422,7 @@ def compare(reports: tuple[Path, ...], baseline: Path, tolerance: float, as_json
         report = read_report(path)
         changes, missing = hold(before, report, tolerance)
         broken = [gate["name"] for gate in report["gates"] if not gate["passed"]]
+        broken += ["verdict: void"] if report["verdict"]["level"] == "void" else []
         failed |= bool(missing or broken or any(change.worse for change in changes))
         results.append(
             {
@@ -429,10 +430,13 @@ def compare(reports: tuple[Path, ...], baseline: Path, tolerance: float, as_json
                 "changes": [asdict(change) for change in changes],
                 "missing": missing,
                 "failed_gates": broken,
+                "notes": differences(before, report),
             }
         )
         if not as_json:
             click.echo(f"{path}\n{table(changes, missing)}")
+            for note in differences(before, report):
+                click.echo(f"note    {note}")
             for name in broken:
                 click.echo(f"gate    {name} failed")
     if as_json:

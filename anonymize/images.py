@@ -15,6 +15,7 @@ from anonymize.record import Pixels
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 28
 FORMATS = {"jpg": ".jpg", "png": ".png"}
 
 # The limit is checked here, from the header and with a reason; Pillow's own would come first.
@@ -42,12 +43,23 @@ def read_file(path: Path) -> bytes:
     Raises:
         Withhold: not a file that can be read.
     """
-    if not path.is_file():  # a pipe would block for ever, a link in a loop never ends
-        raise Withhold("not a readable file")
     try:
+        if not path.is_file():  # a pipe would block for ever, a link in a loop never ends
+            raise Withhold("not a readable file")
+        limited(path.stat().st_size)
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise Withhold("not a readable file") from error
+
+
+def limited(size: int) -> None:
+    """Refuses to read pictures of more than `MAX_BYTES`.
+
+    Raises:
+        Withhold: `size` is greater.
+    """
+    if size > MAX_BYTES:
+        raise Withhold("file is too large")
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -69,7 +81,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 def _check(picture: Image.Image, max_pixels: int) -> None:
     width, height = picture.size
     if width * height > max_pixels:
-        raise Withhold(f"picture is too large: {width} x {height}, limit {max_pixels} pixels")
+        raise Withhold("picture is too large")
     # phones put a preview or depth map behind the picture (MPO); those are not animations
     if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
         raise Withhold("picture is animated or has several pages")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anonymize.errors import ConfigError
+from anonymize.errors import ConfigError, Withhold
 from anonymize.images import read_file
 from anonymize.readers import Source
 
@@ -32,13 +33,20 @@ class Manifest:
         read = _parquet if self.root.suffix == ".parquet" else _csv
         for path, identity in read(self.root):
             if path:
-                yield Source(path, identity or None)
+                yield Source(posixpath.normpath(path), identity or None)
             else:
                 self.ignored["row without a path"] += 1
 
     def load(self, locator: str) -> bytes:
-        """The listed file."""
-        return read_file(self.root.parent / locator)
+        """The listed file, which must lie beside or below the table."""
+        home = self.root.parent.resolve()
+        try:
+            path = (home / locator).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise Withhold("not a readable file") from error
+        if not path.is_relative_to(home):
+            raise Withhold("path leaves the folder of its table")
+        return read_file(path)
 
 
 def _csv(table: Path) -> Iterator[tuple[str, str]]:
@@ -63,7 +71,8 @@ def _parquet(table: Path) -> Iterator[tuple[str, str]]:
         for batch in file.iter_batches(4096, columns=[PATH, IDENTITY]):
             for row in batch.to_pylist():
                 values = (row[PATH], row[IDENTITY])
-                yield str(values[0] or ""), "" if values[1] is None else str(values[1])
+                missing = values[1] is None or values[1] != values[1]  # null or not a number
+                yield str(values[0] or ""), "" if missing else str(values[1])
     except (ArrowInvalid, OSError) as error:
         raise ConfigError(f"{table} is not a Parquet file: {error}") from error
 

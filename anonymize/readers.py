@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,6 +62,20 @@ BY_SUFFIX = {
 }
 
 
+def containers(root: Path, suffix: str) -> list[tuple[Path, str]]:
+    """The files of a format that SRC is, or holds: (path, path below SRC or empty for SRC itself).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if root.is_file():
+        return [(root, "")]
+    found = sorted(p for p in root.rglob(f"*{suffix}") if p.is_file())
+    if not found:
+        raise ConfigError(f"SRC {root}: found no {suffix} file")
+    return [(path, path.relative_to(root).as_posix()) for path in found]
+
+
 def sniff(root: Path) -> str:
     """The format of SRC by its suffix, or by that of the files in a folder.
 
@@ -74,10 +89,36 @@ def sniff(root: Path) -> str:
         return BY_SUFFIX[root.suffix]
     if not root.is_dir():
         raise ConfigError(f"SRC {root}: expected a folder of pictures, found none")
-    for suffix in (".rec", ".tar", ".tsv"):
-        if any(entry.name.endswith(suffix) for entry in os.scandir(root)):
-            return BY_SUFFIX[suffix]
-    return "folder"
+    entries = list(os.scandir(root))
+    suffixes = {Path(entry.name).suffix.lower() for entry in entries if entry.is_file()}
+    kinds = sorted({BY_SUFFIX[suffix] for suffix in suffixes & set(BY_SUFFIX)} - {"manifest"})
+    tables = suffixes & {".csv", ".parquet"}
+    pictures = bool(suffixes & SUFFIXES) or any(entry.is_dir() for entry in entries)
+    if len(kinds) > 1 or (kinds and suffixes & SUFFIXES):
+        raise ConfigError(
+            f"SRC {root} holds more than one kind of data ({', '.join(kinds)}"
+            f"{', pictures' if pictures else ''}): say which with --from, or name one file"
+        )
+    if not kinds and tables and suffixes & SUFFIXES and not any(e.is_dir() for e in entries):
+        raise ConfigError(
+            f"SRC {root} is a flat folder with a table: name the table as SRC, or give "
+            "--from folder to leave the pictures without labels"
+        )
+    return kinds[0] if kinds else "folder"
+
+
+def fingerprint(root: Path) -> str:
+    """Names, sizes and times of the container files that SRC is or holds; empty for folders.
+
+    Locators point into these files, so a run must not go on after one has changed.
+    """
+    files = [root] if root.is_file() else []
+    for suffix in () if files else (".rec", ".tar", ".tsv"):
+        files += sorted(path for path in root.rglob(f"*{suffix}") if path.is_file())
+    stats = [
+        (p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files
+    ]
+    return hashlib.sha256(repr(stats).encode()).hexdigest() if stats else ""
 
 
 def open_source(root: Path, name: str = "", **options: Any) -> Reader:

@@ -9,6 +9,7 @@ back. All numbers are little-endian.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anonymize.errors import ConfigError, Withhold
-from anonymize.readers import DamagedError, Source
+from anonymize.images import limited
+from anonymize.readers import DamagedError, Source, containers
 
 MAGIC = 0xCED7230A
 WORD = struct.Struct("<I")
@@ -26,6 +28,9 @@ HEADER = struct.Struct("<IfQQ")
 
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 MOST = 1 << 29
+
+EXACT = 1 << 24
+"""Greatest whole number up to which 32-bit floats, as labels are, tell all numbers apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,15 @@ def label(head: bytes, size: int) -> tuple[float | None, int]:
         raise ValueError(f"{count} labels do not fit into {size} bytes")
     if begin == size:
         return None, begin  # InsightFace's key 0 and its identity records
-    return (struct.unpack_from("<f", head, HEADER.size)[0] if count else value), begin
+    value = struct.unpack_from("<f", head, HEADER.size)[0] if count else value
+    if not (math.isfinite(value) and abs(value) <= EXACT):
+        raise ValueError(f"the label {value} does not name a person exactly")
+    return value, begin
+
+
+def number(value: float) -> str:
+    """A label as text: whole where it is whole, and never the same for two numbers."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 @dataclass(slots=True)
@@ -129,11 +142,7 @@ class RecordIO:
 
     def __iter__(self) -> Iterator[Source]:
         self.ignored = {"record without a picture": 0, "damaged record": 0}
-        files = [self.root] if self.root.is_file() else sorted(self.root.rglob("*.rec"))
-        if not files:
-            raise ConfigError(f"SRC {self.root}: found no .rec file")
-        for path in files:
-            name = "" if path == self.root else path.relative_to(self.root).as_posix()
+        for path, name in containers(self.root, ".rec"):
             with path.open("rb") as file:
                 yield from self._pictures(file, name)
 
@@ -147,7 +156,8 @@ class RecordIO:
             if value is None:
                 self.ignored["record without a picture"] += 1
             else:
-                yield Source(f"{name}@{part.start}-{part.end}", f"{value:g}")
+                folder = str(Path(name).parent)  # two data sets below one SRC both start at 0
+                yield Source(f"{name}@{part.start}-{part.end}", f"{folder} {number(value)}")
 
     def _parts(self, file: BinaryIO, name: str) -> Iterator[Part]:
         position, length = 0, os.fstat(file.fileno()).st_size
@@ -171,7 +181,8 @@ class RecordIO:
     def load(self, locator: str) -> bytes:
         """The picture file in a record."""
         name, _, place = locator.rpartition("@")
-        start, end = (int(number) for number in place.split("-"))
+        start, end = (int(digits) for digits in place.split("-"))
+        limited(end - start)
         with (self.root / name if name else self.root).open("rb") as file:
             try:
                 data = payload(file, Part(start, end, b"", 0))
@@ -182,7 +193,7 @@ class RecordIO:
 
 def _next(file: BinaryIO, position: int, length: int) -> int:
     """The next aligned place at or after `position` that holds the magic number."""
-    magic, block = WORD.pack(MAGIC), 1 << 20
+    magic, block = WORD.pack(MAGIC), 1 << 10
     position += -position % 4
     while position < length:
         file.seek(position)
@@ -192,7 +203,7 @@ def _next(file: BinaryIO, position: int, length: int) -> int:
             at = data.find(magic, at + 1)
         if at >= 0:
             return position + at
-        position += block
+        position, block = position + block, min(2 * block, 1 << 20)
     return length
 
 

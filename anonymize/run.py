@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import platform
 import shutil
@@ -22,7 +23,7 @@ from anonymize.errors import ConfigError, ReleaseError
 from anonymize.identities import invent, pseudonym
 from anonymize.images import decode, encode
 from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
-from anonymize.readers import Reader, open_source
+from anonymize.readers import Reader, fingerprint, open_source, sniff
 from anonymize.recipe import Recipe
 from anonymize.record import Record
 from anonymize.stages import Replace, Survey
@@ -86,6 +87,7 @@ def run(
     if batch_size < 1 or workers < 1:
         raise ConfigError(f"got batch size {batch_size}, workers {workers}: expected 1 or more")
     check_places(source, release)
+    open_source(source, recipe.reader, **recipe.reader_options)  # before anything is overwritten
     state = open_state(release, key, resume, overwrite)
     try:
         job = _Run(source, release, recipe, state, choose(device), batch_size, workers, progress)
@@ -157,8 +159,7 @@ class _Run:
 
     def whole(self, limit: int | None) -> Summary:
         self._remember_recipe()
-        options = self.recipe.reader_options
-        self.reader = open_source(self.source, self.recipe.reader, **options)
+        self._open_source(limit)
         if self.state.get("summary") is not None:
             return Summary(**json.loads(self.state.get("summary") or ""))
         ignored = self._enrol(limit)
@@ -168,6 +169,19 @@ class _Run:
         self._invent()
         self._make()
         return self._finish(ignored)
+
+    def _open_source(self, limit: int | None) -> None:
+        """Opens SRC; a resumed run must find what was enrolled, and read it in the same way."""
+        recipe, known = self.recipe, self.state.get("source")
+        name = recipe.reader or sniff(self.source)
+        mark = json.dumps([name, fingerprint(self.source), limit])
+        if known is not None and known != mark:
+            raise ConfigError(
+                f"SRC {self.source} (or --from, or --limit) is not what this run was begun with: "
+                "resume it with the same, or start another release"
+            )
+        self.state.set("source", mark)
+        self.reader = open_source(self.source, name, **recipe.reader_options)
 
     def _remember_recipe(self) -> None:
         digest, known = recipes.digest(self.recipe), self.state.get("recipe")
@@ -182,7 +196,7 @@ class _Run:
             return dict[str, int](json.loads(stored))
         inputs = (self._input(item.path, item.label) for item in self.reader)
         if limit is not None:
-            inputs = (i for i in sorted(inputs, key=lambda i: i.handle)[:limit])
+            inputs = iter(heapq.nsmallest(limit, inputs, key=lambda item: item.handle))
         if not self.state.enrol(inputs):
             raise ConfigError(f"SRC {self.source}: found no picture in it or below it")
         self.state.set("ignored", json.dumps(self.reader.ignored))
@@ -312,7 +326,7 @@ class _Run:
         description = {
             "schema": 1,
             "tool": f"anonymize {_version('anonymize')}",
-            "recipe": recipes.as_dict(self.recipe),
+            "recipe": _published(self.recipe),
             "label": BASELINE_NOTE if self.generator.baseline else "anonymisation",
             "weights": getattr(self.generator, "hashes", {}),
             "identities": self.state.plan_summary(),
@@ -323,6 +337,16 @@ class _Run:
             "manifest_sha256": manifest,
         }
         return (json.dumps(description, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _published(recipe: Recipe) -> dict[str, Any]:
+    """A recipe without what could name a place or a person; weights are told by their hashes."""
+    values = recipes.as_dict(recipe)
+    del values["reader"], values["reader_options"]
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = {k: v for k, v in value.items() if not isinstance(v, str)}
+    return values
 
 
 def _manifest(rows: Iterable[Row]) -> bytes:

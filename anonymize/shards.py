@@ -1,23 +1,121 @@
-"""WebDataset shards and what img2dataset makes: tar files whose members share base names."""
+"""WebDataset shards and what img2dataset makes: tar files whose members share base names.
+
+Headers are read here rather than by `tarfile`, which takes a damaged header for the end of the
+file, and which hostile sizes send into endless loops or out of memory.
+"""
 
 from __future__ import annotations
 
 import json
-import tarfile
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from anonymize.errors import ConfigError
-from anonymize.images import SUFFIXES
-from anonymize.readers import Source
+from anonymize.images import SUFFIXES, limited
+from anonymize.readers import DamagedError, Source, containers
 
+BLOCK = 512
 MOST_TEXT = 1 << 20
-"""Bytes of a label file; a longer one is no label."""
+"""Bytes of a label or of an extended header; longer ones are none."""
 
 KEYS = ("identity", "label", "person", "cls")
 """Where a sample's JSON may name its person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in a tar file: its name, and where its data are."""
+
+    name: str
+    start: int
+    size: int
+
+
+def members(file: BinaryIO, ignored: dict[str, int]) -> Iterator[Member]:
+    """The regular files of an uncompressed tar file (POSIX ustar and pax, GNU long names).
+
+    Args:
+        file: opened in binary mode.
+        ignored: "not a regular member" is counted there.
+
+    Raises:
+        DamagedError: at the header that does not fit, or where data follow the end.
+    """
+    length, position, extra = os.fstat(file.fileno()).st_size, 0, dict[str, str]()
+    while position < length:
+        file.seek(position)
+        head = file.read(BLOCK)
+        if not head.strip(b"\0"):
+            return _end(file, position)
+        name, size, kind = _header(head, position)
+        if kind == b"x" and "size" in extra:
+            raise DamagedError(position, "two extended headers in a row")
+        start, size = position + BLOCK, int(extra.get("size", size))
+        if size > length - start:
+            raise DamagedError(position, f"a member of {size} bytes, {length - start} are left")
+        if kind in b"LKxg":
+            if size > MOST_TEXT:
+                raise DamagedError(position, f"an extended header of {size} bytes")
+            extra |= _extended(kind, file.read(size), position)
+        else:
+            if kind in (b"0", b"\0", b"7") and not any(
+                key.startswith("GNU.sparse") for key in extra
+            ):
+                yield Member(extra.get("path", name), start, size)
+            else:
+                ignored["not a regular member"] += 1
+            extra = {}
+        position = start + size + -size % BLOCK
+
+
+def _end(file: BinaryIO, position: int) -> None:
+    """Checks that nothing but zeros follows the first empty header."""
+    file.seek(position)
+    while data := file.read(1 << 20):
+        if data.strip(b"\0"):
+            at = position + len(data) - len(data.lstrip(b"\0"))
+            raise DamagedError(at, "data after the end of the tar file")
+        position += len(data)
+
+
+def _header(head: bytes, position: int) -> tuple[str, int, bytes]:
+    if len(head) < BLOCK:
+        raise DamagedError(position, "the file ends in the middle of a header")
+    stored = head[148:156].strip(b" \0")
+    total = sum(head[:148]) + 8 * 32 + sum(head[156:])
+    if not stored.isdigit() or int(stored, 8) != total:
+        raise DamagedError(position, "a header whose checksum is wrong: no tar file, or damaged")
+    digits = head[124:136]
+    if digits[0] & 0x80:  # GNU's binary sizes
+        size = int.from_bytes(digits, "big", signed=True) + (1 << 95)
+    else:
+        size = int(digits.strip(b" \0") or b"0", 8)
+    if size < 0:
+        raise DamagedError(position, f"a member of {size} bytes")
+    name = head[:100].split(b"\0", 1)[0]
+    if head[257:263] == b"ustar\0" and head[345]:
+        name = head[345:500].split(b"\0", 1)[0] + b"/" + name
+    return os.fsdecode(name), size, head[156:157]
+
+
+def _extended(kind: bytes, data: bytes, position: int) -> dict[str, str]:
+    """What an extended header says of the next member's name and size."""
+    if kind == b"L":
+        return {"path": os.fsdecode(data.rstrip(b"\0"))}
+    found: dict[str, str] = {}
+    while kind == b"x" and data:
+        digits, _, rest = data.partition(b" ")
+        if not digits.isdigit() or not len(digits) + 3 < int(digits) <= len(data):
+            raise DamagedError(position, "an extended header that is none")
+        key, equals, value = rest[: int(digits) - len(digits) - 2].partition(b"=")
+        if (key == b"size" and not (value.isdigit() and len(value) < 20)) or not equals:
+            raise DamagedError(position, "an extended header that is none")
+        found[os.fsdecode(key)] = os.fsdecode(value)
+        data = data[int(digits) :]
+    return found
 
 
 @dataclass(slots=True)
@@ -25,51 +123,57 @@ class WebDataset:
     """Pictures of a `.tar` file, or of all below a folder.
 
     A sample is what shares a name up to the first dot of its last part. Its label is the text of
-    its `.cls` or `.txt`, or one of `KEYS` in its `.json`; without any it has none.
+    its `.cls`, else one of `KEYS` in its `.json`, else the text of its `.txt`, unless img2dataset
+    wrote the shard, whose texts are captions. Without any of these it has none.
 
     Attributes:
         root: SRC.
+        skip_bad: count damaged shards, whose rest is lost, instead of stopping.
         ignored: after iteration, what was passed over.
     """
 
     root: Path
+    skip_bad: bool = False
     ignored: dict[str, int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Source]:
-        self.ignored = {"sample without a picture": 0, "not a regular member": 0}
-        files = [self.root] if self.root.is_file() else sorted(self.root.rglob("*.tar"))
-        if not files:
-            raise ConfigError(f"SRC {self.root}: found no .tar file")
-        for path in files:
-            name = "" if path == self.root else path.relative_to(self.root).as_posix()
+        self.ignored = {
+            "sample without a picture": 0,
+            "not a regular member": 0,
+            "damaged shard": 0,
+        }
+        for path, name in containers(self.root, ".tar"):
+            captions = path.with_suffix(".parquet").exists()
             try:
-                yield from self._samples(path, name)
-            except tarfile.TarError as error:
-                raise ConfigError(f"{path} is not a whole tar file: {error}") from error
+                with path.open("rb") as file:
+                    yield from self._samples(file, name, captions)
+            except DamagedError as error:
+                if not self.skip_bad:
+                    raise ConfigError(
+                        f"{path}: {error}; --skip-bad counts damaged shards and goes on"
+                    ) from error
+                self.ignored["damaged shard"] += 1
 
-    def _samples(self, path: Path, name: str) -> Iterator[Source]:
-        sample, place, label = "", "", None
-        with tarfile.open(path, "r:") as tar:
-            while member := tar.next():
-                tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member of every shard
-                if not member.isfile():
-                    self.ignored["not a regular member"] += 1
-                    continue
-                folder, _, last = member.name.rpartition("/")
-                base, _, suffix = last.partition(".")
-                if f"{folder}/{base}" != sample:
-                    yield from self._done(place, label, sample)
-                    sample, place, label = f"{folder}/{base}", "", None
-                if f".{suffix.lower()}" in SUFFIXES:
-                    place = f"{name}@{member.offset_data}+{member.size}"
-                elif suffix in ("cls", "txt", "json") and member.size <= MOST_TEXT:
-                    file = tar.extractfile(member)
-                    label = _label(suffix, file.read() if file else b"") or label
-            yield from self._done(place, label, sample)
+    def _samples(self, file: BinaryIO, name: str, captions: bool) -> Iterator[Source]:
+        sample, place, labels = "", "", dict[str, str]()
+        sides = ("cls", "json") if captions else ("cls", "json", "txt")
+        for member in members(file, self.ignored):
+            folder, _, last = member.name.rpartition("/")
+            base, _, suffix = last.partition(".")
+            if f"{folder}/{base}" != sample:
+                yield from self._done(place, labels, sample)
+                sample, place, labels = f"{folder}/{base}", "", {}
+            if f".{suffix.lower()}" in SUFFIXES:
+                place = f"{name}@{member.start}+{member.size}"
+            elif suffix in sides and member.size <= MOST_TEXT:
+                file.seek(member.start)
+                labels[suffix] = _label(suffix, file.read(member.size))
+        yield from self._done(place, labels, sample)
 
-    def _done(self, place: str, label: str | None, sample: str) -> Iterator[Source]:
+    def _done(self, place: str, labels: dict[str, str], sample: str) -> Iterator[Source]:
         if place:
-            yield Source(place, label)
+            known = (labels.get(suffix) for suffix in ("cls", "json", "txt"))
+            yield Source(place, next((label for label in known if label), None))
         elif sample:
             self.ignored["sample without a picture"] += 1
 
@@ -77,18 +181,20 @@ class WebDataset:
         """The picture file of a sample."""
         name, _, place = locator.rpartition("@")
         start, length = (int(number) for number in place.split("+"))
+        limited(length)
         with (self.root / name if name else self.root).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
 
-def _label(suffix: str, data: bytes) -> str | None:
-    text = data.decode("utf-8", "replace").strip()
+def _label(suffix: str, data: bytes) -> str:
+    text = data.decode("utf-8", "surrogateescape").strip()
     if suffix != "json":
-        return text or None
+        return text
     try:
         values: Any = json.loads(text)
-    except ValueError:
-        return None
-    found = [values[key] for key in KEYS if key in values] if isinstance(values, dict) else []
-    return str(found[0]) if found else None
+    except (ValueError, RecursionError):
+        return ""
+    found = [values.get(key) for key in KEYS] if isinstance(values, dict) else []
+    names = [str(value) for value in found if isinstance(value, str | int) and value != ""]
+    return names[0].encode("utf-8", "surrogatepass").decode("utf-8", "replace") if names else ""

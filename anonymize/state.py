@@ -121,17 +121,27 @@ class State:
         Raises:
             ReleaseError: two inputs share a handle (a collision of 64-bit names).
         """
-        rows = ((i.handle, os.fsencode(i.source), i.person, int(i.labelled)) for i in inputs)
+        offered = 0
+
+        def rows() -> Iterator[tuple[str, bytes, str, int]]:
+            nonlocal offered
+            for item in inputs:
+                offered += 1
+                yield item.handle, os.fsencode(item.source), item.person, int(item.labelled)
+
         try:
             self.db.executemany(
                 "INSERT INTO inputs (handle, source, person, labelled) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (source) DO NOTHING",
-                rows,
+                rows(),
             )
         except sqlite3.IntegrityError as error:
             raise ReleaseError(f"two inputs got one name, use another key: {error}") from error
+        if offered > (kept := self.count()):
+            self.db.rollback()
+            raise ConfigError(f"{offered - kept} pictures of the source are listed more than once")
         self.db.commit()
-        return self.count()
+        return kept
 
     def count(self, where: str = "1") -> int:
         """Inputs that meet an SQL condition of ours."""

@@ -59,6 +59,7 @@ def _sample(
     """One augmented picture with its region: everything is drawn from `seed`."""
     rng = np.random.default_rng(seed)
     index = int(np.searchsorted(chances, rng.random() * chances[-1], "right"))
+    index = min(index, len(faces) - 1)  # rounding could reach the very end
     crop, marks = augment(faces.crops[index], faces.landmarks[index], recipe.size, rng)
     kind = rng.random()
     head, whole = recipe.share_head, recipe.share_head + recipe.share_all
@@ -71,7 +72,7 @@ def _sample(
 def batches(faces: Faces, recipe: TrainRecipe, step: int, device: str) -> Iterator[Batch]:
     """Endless batches from a step on; what a step sees depends on the seed and its number only."""
     sizes = np.bincount(faces.groups)[faces.groups]
-    chances = np.cumsum(sizes**-0.5).astype(np.float32)  # large sources are seen less per face
+    chances = np.cumsum(sizes**-0.5)  # large sources are seen less per face
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: list[list[Future[tuple[Any, ...]]]] = []
         while True:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anonymize.errors import ConfigError, Withhold
-from anonymize.readers import DamagedError, Source
+from anonymize.readers import DamagedError, Source, containers
 
 LONGEST = 64 << 20
 """Bytes of a row; a longer one means that this is no such table."""
@@ -42,11 +42,7 @@ class MsCelebTsv:
 
     def __iter__(self) -> Iterator[Source]:
         self.ignored = {"damaged row": 0}
-        files = [self.root] if self.root.is_file() else sorted(self.root.rglob("*.tsv"))
-        if not files:
-            raise ConfigError(f"SRC {self.root}: found no .tsv file")
-        for path in files:
-            name = "" if path == self.root else path.relative_to(self.root).as_posix()
+        for path, name in containers(self.root, ".tsv"):
             yield from self._rows(path, name)
 
     def _rows(self, path: Path, name: str) -> Iterator[Source]:

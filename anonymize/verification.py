@@ -6,6 +6,7 @@ but lists, tuples, booleans and byte strings is refused, and pictures are left i
 
 from __future__ import annotations
 
+import os
 import pickletools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anonymize.errors import ConfigError
+from anonymize.images import limited
 from anonymize.readers import Source
 
 BYTES = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"}
@@ -21,6 +23,29 @@ PLAIN = {"PROTO", "FRAME", "STOP", "MARK", "EMPTY_LIST", "APPEND", "APPENDS", "T
 MEMO = {"BINPUT", "LONG_BINPUT", "MEMOIZE", "PUT", "EMPTY_TUPLE", "LIST"}
 PREFIX = {"BINBYTES": 5, "SHORT_BINBYTES": 2, "BINBYTES8": 9, "BINSTRING": 5, "SHORT_BINSTRING": 2}
 """Bytes of opcode and length before the data."""
+
+
+MOST = 1_000_000
+"""Pictures of a set; known ones hold 12,000 to 14,000."""
+
+
+class _Bounded:
+    """A file that never reads beyond its end, whatever a length in it claims."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.length = file, os.fstat(file.fileno()).st_size
+
+    def read(self, count: int) -> bytes:
+        left = self.length - self.file.tell()
+        if count > left:
+            raise ValueError(f"{count} bytes are claimed, {left} are left")
+        return self.file.read(count)
+
+    def readline(self) -> bytes:
+        return self.file.readline(64)
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 @dataclass(slots=True)
@@ -47,6 +72,7 @@ class VerificationBin:
     def load(self, locator: str) -> bytes:
         """One encoded picture."""
         start, length = (int(number) for number in locator[1:].split("+"))
+        limited(length)
         with self.root.open("rb") as file:
             file.seek(start)
             return file.read(length)
@@ -61,7 +87,11 @@ def scan(file: BinaryIO, path: Path) -> tuple[list[tuple[int, int]], list[bool]]
     places: list[tuple[int, int]] = []
     same: list[bool] = []
     try:
-        for opcode, argument, position in pickletools.genops(file):
+        for opcode, argument, position in pickletools.genops(_Bounded(file)):
+            if len(places) > MOST or len(same) > MOST:
+                raise ValueError(f"more than {MOST} pictures")
+            if opcode.name in ("BINGET", "LONG_BINGET", "GET"):
+                raise ValueError("one picture stands for several: that is not supported")
             if opcode.name in BYTES:
                 if same:
                     raise ValueError("pictures after the list of booleans")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from anonymize.eval.risk import Search
+from anonymize.eval.risk import Search, UnmeasurableError
 from anonymize.eval.stats import Array
 from anonymize.eval.trial import Trial, View, unit
 
@@ -26,10 +26,14 @@ CELLS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gallery:
-    """Enrolled pictures and their people; a person's score is that of the best picture."""
+    """Enrolled pictures and their people; a person's score is that of the best picture.
+
+    Pictures without a face match nothing, but their people stay enrolled.
+    """
 
     vectors: Floats
     people: Array
+    found: Array
 
     @property
     def known(self) -> Array:
@@ -39,16 +43,16 @@ class Gallery:
     def search(self, probes: Floats) -> Floats:
         """(P, D) probes to (P, K) scores."""
         pictures, columns = probes @ self.vectors.T, self.known
+        pictures[:, ~self.found] = -np.inf
         scores = [pictures[:, self.people == person].max(1) for person in columns]
         return np.stack(scores, 1)
 
 
 def gallery(view: View, side: str, *, attacker: bool, enrolled: bool = True) -> Gallery:
-    """Pictures of one side with a face, of the attacker's or of the evaluation's people."""
+    """Enrolled (or other) pictures of one side, of the attacker's or the evaluation's people."""
     shots, vectors = (view.trial.o, view.o) if side == "o" else (view.trial.a, view.a)
     rows = view.trial.rows(side, attacker=attacker, enrolled=enrolled)
-    rows = rows[shots.found[rows]]
-    return Gallery(vectors[rows], shots.people[rows])
+    return Gallery(vectors[rows], shots.people[rows], shots.found[rows])
 
 
 def strangers_scores(view: View, vectors: Floats | None = None) -> Floats:
@@ -67,8 +71,10 @@ def strangers_scores(view: View, vectors: Floats | None = None) -> Floats:
 
 def nonmated(enrolled: Gallery, probes: Floats, people: Array) -> Floats:
     """All scores of probes with people who are not theirs, in one row."""
-    scores = enrolled.search(probes)
-    return np.asarray(scores[people[:, None] != enrolled.known[None]])
+    if not len(probes) or len(enrolled.known) < 2:
+        return np.zeros(0, np.float32)
+    scores = enrolled.search(probes)[people[:, None] != enrolled.known[None]]
+    return np.asarray(scores[np.isfinite(scores)])
 
 
 def cells(view: View, people: Array) -> Array:
@@ -77,7 +83,7 @@ def cells(view: View, people: Array) -> Array:
 
     rows = [view.trial.o.people == person for person in people]
     means = np.stack([view.o[r].mean(0) for r in rows]).astype(np.float64)
-    count = min(CELLS, len(people) // 2)
+    count = max(1, min(CELLS, len(people) // 2))
     return np.asarray(KMeans(count, n_init=4, random_state=view.trial.seed).fit_predict(means))
 
 
@@ -97,6 +103,8 @@ def searched(
     """Scores probes of enrolled people; rows whose `found` is False match nobody."""
     known = enrolled.known
     kept = np.isin(people, known)
+    if len(known) < 2 or not kept.any():
+        raise UnmeasurableError("fewer than two people could be searched for")
     probes, people = probes[kept], people[kept]
     scores = enrolled.search(probes)
     found = np.ones(len(people), bool) if found is None else found[kept]
@@ -173,8 +181,6 @@ def ao(trial: Trial, embedder: Embedder) -> list[Search]:
     view = trial.view(embedder)
     rows = trial.rows("o", attacker=False, enrolled=True)
     released = gallery(view, "a", attacker=False, enrolled=False)
-    if not len(released.people):
-        return []
     return [
         searched(
             view, "ao", released, view.o[rows], trial.o.people[rows], found=trial.o.found[rows]
@@ -190,18 +196,21 @@ def negation(trial: Trial, embedder: Embedder) -> list[Search]:
     """
     view = trial.view(embedder)
     rows, people, found = probes_of(view)
-    enrolled = gallery(view, "o", attacker=False)
-    known = enrolled.known
-    worst = Gallery(-_means(enrolled), known)
-    limits = strangers_scores(view)
-    return [
-        searched(view, "negation", worst, view.a[rows], people, found=found, thresholds=-limits)
-    ]
+    worst, mine = (_opposite(gallery(view, "o", attacker=attacker)) for attacker in (False, True))
+    others = trial.rows("o", attacker=True, enrolled=False)
+    others = others[trial.o.found[others]]
+    limits = nonmated(mine, view.o[others], trial.o.people[others])
+    return [searched(view, "negation", worst, view.a[rows], people, found=found, thresholds=limits)]
 
 
-def _means(enrolled: Gallery) -> Floats:
-    means = [enrolled.vectors[enrolled.people == person].mean(0) for person in enrolled.known]
-    return unit(np.stack(means))
+def _opposite(enrolled: Gallery) -> Gallery:
+    """Each person's mean, turned round, so that the least alike scores best."""
+    known, seen = enrolled.known, enrolled.found
+    rows = [(enrolled.people == person) & seen for person in known]
+    some = np.array([row.any() for row in rows])
+    empty = np.zeros(enrolled.vectors.shape[1], np.float32)
+    means = [enrolled.vectors[row].mean(0) if row.any() else empty for row in rows]
+    return Gallery(-unit(np.stack(means)), known, some)
 
 
 def set_averaging(trial: Trial, embedder: Embedder) -> list[Search]:
@@ -212,19 +221,21 @@ def set_averaging(trial: Trial, embedder: Embedder) -> list[Search]:
     """
     view = trial.view(embedder)
     rows, people, found = probes_of(view)
-    rows, people = rows[found], people[found]
+    persons = np.unique(people)
     enrolled, searches, before = gallery(view, "o", attacker=False), [], 0
-    most = int(np.bincount(people).max(initial=0))
+    most = int(np.bincount(people[found]).max(initial=0))
     for size in (1, 5, 20, most):
         reached = min(size, most)
         if reached <= before:
             continue
         before = reached
-        persons = np.unique(people)
-        means = [view.a[rows[people == person][:size]].mean(0) for person in persons]
+        sets = [rows[found & (people == person)][:size] for person in persons]
+        empty = np.zeros(view.a.shape[1], np.float32)
+        means = unit(np.stack([view.a[s].mean(0) if len(s) else empty for s in sets]))
+        seen = np.array([len(s) > 0 for s in sets])
         name = "all" if reached == most else str(size)
         searches.append(
-            searched(view, "set-averaging", enrolled, unit(np.stack(means)), persons, variant=name)
+            searched(view, "set-averaging", enrolled, means, persons, variant=name, found=seen)
         )
     return searches
 

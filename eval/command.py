@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from anonymize.eval.cache import Cache
 from anonymize.eval.harness import ATTACKS, UTILITIES, Plan, evaluate
+from anonymize.eval.links import link
 from anonymize.eval.page import render
 from anonymize.eval.report import Gate, build, check, describe, read_report
-from anonymize.eval.trial import Progress, Trial, link, load, silent
+from anonymize.eval.trial import Chosen, Progress, Trial, load, silent
 from PIL import Image
 
 from anonymize import registry
 from anonymize.embedders import Embedder
 from anonymize.errors import ConfigError
-from anonymize.images import read
+from anonymize.record import Pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ def carry_out(
         if name not in ATTACKS or name in NOT_RISKS:  # before hours of work, not after
             check_names = ", ".join(a for a in ATTACKS if a not in NOT_RISKS)
             raise ConfigError(f"--max-risk: got {name!r}, expected one of {check_names}")
+    Plan(request.attacks or ATTACKS, request.utilities or UTILITIES, request.budget)  # or refuses
     beside = [read_report(path) for path in request.beside]
     embedders: list[Embedder] = [
         registry.load("embedder", name, request.device) for name in request.embedders
@@ -92,7 +94,10 @@ def carry_out(
         request.attacks or ATTACKS,
         request.utilities or UTILITIES,
         request.budget,
-        [_load(request, folder, links, cache, progress) for folder, links in request.others],
+        [
+            _load(request, folder, links, cache, progress, trial.chosen)
+            for folder, links in request.others
+        ],
         request.training,
         request.pairs,
     )
@@ -114,6 +119,7 @@ def _load(
     table: Mapping[str, str] | None,
     cache: Cache,
     progress: Progress,
+    like: Chosen | None = None,
 ) -> Trial:
     links = link(request.originals, folder, dict(table) if table is not None else None)
     return load(
@@ -124,6 +130,7 @@ def _load(
         seed=request.seed,
         people=request.people,
         images=request.images,
+        like=like,
         progress=progress,
     )
 
@@ -132,16 +139,13 @@ def _shown(trial: Trial, count: int) -> list[tuple[bytes, bytes]]:
     """JPEG pairs of originals and outputs, chosen by the seed."""
     rows = np.random.default_rng(trial.seed).permutation(len(trial.a.paths))[:count]
     return [
-        (
-            _thumbnail(trial.o.folder / trial.o.paths[trial.a.links[row]]),
-            _thumbnail(trial.a.folder / trial.a.paths[row]),
-        )
+        (_thumbnail(trial.o.image(trial.a.links[row])), _thumbnail(trial.a.image(row)))
         for row in rows
     ]
 
 
-def _thumbnail(path: Path) -> bytes:
-    picture = Image.fromarray(read(path))
+def _thumbnail(image: Pixels) -> bytes:
+    picture = Image.fromarray(image)
     picture.thumbnail((220, 220))
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=88)

@@ -47,10 +47,22 @@ def compare(
     return changes, [name for name in before if name not in after]
 
 
+def differences(baseline: dict[str, Any], report: dict[str, Any]) -> list[str]:
+    """What makes two reports hard to compare: other originals, another seed, other versions."""
+    found = []
+    if baseline["inputs"]["originals_sha256"] != report["inputs"]["originals_sha256"]:
+        found.append("the originals are not the same pictures")
+    if baseline["seed"] != report["seed"]:
+        found.append("the seeds differ, so other people play the attacker")
+    return found
+
+
 def figures(report: dict[str, Any]) -> dict[str, tuple[str, bool, dict[str, float]]]:
     """Name to kind, whether higher is better, and the estimate."""
     found: dict[str, tuple[str, bool, dict[str, float]]] = {}
     for row in report["attacks"]:
+        if row["attack"] == "oo":  # a weaker attacker would make every risk look better
+            found[f"attacker/{row['embedder']}"] = ("attacker", True, row["rank1"])
         if row["attack"] not in NOT_RISKS:
             parts = (row["attack"], row["variant"], row["embedder"])
             found["/".join(part for part in parts if part)] = ("risk", False, row["risk"])

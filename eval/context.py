@@ -10,11 +10,10 @@ from anonymize.eval.attacks import Gallery, nonmated, searched
 from anonymize.eval.cache import fingerprint
 from anonymize.eval.risk import Search
 from anonymize.eval.stats import Array
-from anonymize.eval.trial import Shots, Trial, unit
+from anonymize.eval.trial import Shots, Trial, label, unit
 
 from anonymize.aligners import align, move, radius
 from anonymize.embedders import CHIP_SIZE, Embedder, chip
-from anonymize.images import read
 from anonymize.record import Face, Floats, Pixels
 
 GREY = 128
@@ -34,8 +33,8 @@ def context(trial: Trial, embedder: Embedder) -> list[Search]:
     The part cut out is the region `face` of this package, by landmarks detected in the output.
     """
     view = trial.view(embedder)
-    label = f"masked {embedder.name}"
-    o, a = (_features(trial, shots, embedder, label) for shots in (trial.o, trial.a))
+    name = f"masked {label(embedder)}"
+    o, a = (_features(trial, shots, embedder, name) for shots in (trial.o, trial.a))
     searches, dims = [], view.raw_o.shape[1]
     parts = {
         "face chip": slice(0, dims),
@@ -65,16 +64,17 @@ def context(trial: Trial, embedder: Embedder) -> list[Search]:
 
 def _gallery(trial: Trial, vectors: Floats, attacker: bool) -> Gallery:
     rows = trial.rows("o", attacker=attacker, enrolled=True)
-    return Gallery(vectors[rows], trial.o.people[rows])
+    everywhere = np.ones(len(rows), bool)  # where no face was found, one is expected
+    return Gallery(vectors[rows], trial.o.people[rows], everywhere)
 
 
-def _features(trial: Trial, shots: Shots, embedder: Embedder, label: str) -> Floats:
+def _features(trial: Trial, shots: Shots, embedder: Embedder, kind: str) -> Floats:
     """(N, 2 D + 768) of masked pictures: embeddings of chip and head, thumbnail."""
 
     def one(row: int) -> Array:
         marks = shots.landmarks[row].astype(np.float32)
         name = fingerprint(shots.digests[row].encode(), marks.tobytes())
-        return trial.cache.get(f"{label} {name}", lambda: _look(shots, row, embedder))
+        return trial.cache.get(f"{kind} {name}", lambda: _look(shots, row, embedder))
 
     with ThreadPoolExecutor() as pool:
         found = []
@@ -85,7 +85,7 @@ def _features(trial: Trial, shots: Shots, embedder: Embedder, label: str) -> Flo
 
 
 def _look(shots: Shots, row: int, embedder: Embedder) -> Array:
-    image, marks = read(shots.folder / shots.paths[row]), shots.landmarks[row]
+    image, marks = shots.image(row), shots.landmarks[row]
     face = align(image, Face(np.zeros(4, np.float32), 1.0, marks))
     assert face.crop is not None
     assert face.crop_from_image is not None

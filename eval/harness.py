@@ -11,12 +11,12 @@ from anonymize.eval.attacks import Attack
 from anonymize.eval.context import context
 from anonymize.eval.learner import BUDGETS, read_pairs, training_utility
 from anonymize.eval.memory import memory
-from anonymize.eval.risk import Outcome, judged, measure
+from anonymize.eval.risk import Outcome, Search, UnmeasurableError, judged, measure
 from anonymize.eval.trial import Trial
 from anonymize.eval.unlink import cross_key
-from anonymize.eval.utility import Utility
+from anonymize.eval.utility import Utility, unchanged
 
-from anonymize.embedders import Embedder
+from anonymize.embedders import DlibEmbedder, Embedder
 from anonymize.errors import ConfigError
 
 BY_SCORE: dict[str, tuple[Attack, ...]] = {
@@ -69,11 +69,15 @@ class Plan:
 
 @dataclass(slots=True)
 class Evaluation:
-    """Results: attacks with verdicts, measures of utility, and what was left out and why."""
+    """Results: attacks with verdicts, measures of utility, and what was left out and why.
+
+    `unchanged` counts outputs that still show the original face, pixel for pixel but for recoding.
+    """
 
     attacks: list[Outcome] = field(default_factory=list)
     utilities: list[Utility] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    unchanged: int = 0
 
 
 def evaluate(
@@ -95,7 +99,7 @@ def evaluate(
         _attack(trial, embedder, plan, result, tell)
     if "metadata-join" in plan.attacks:
         tell("metadata-join")
-        result.attacks += [measure(search, trial.seed) for search in metadata.join(trial)]
+        _try(result, "metadata-join", lambda: metadata.join(trial), trial)
     result.attacks = judged(result.attacks)
     _use(trial, embedders, plan, result, tell)
     return result
@@ -112,10 +116,11 @@ def _attack(
         if name != "oo" and name not in plan.attacks:
             continue
         tell(f"{name} ({embedder.name})")
-        searches = [search for way in ways for search in way(trial, embedder)]
-        result.attacks += [measure(search, trial.seed) for search in searches]
-        if not searches:
-            result.skipped.append((f"{name} ({embedder.name})", "no output shows a face"))
+        for way in ways:
+            _try(result, f"{name} ({embedder.name})", lambda way=way: way(trial, embedder), trial)
+        if name == "semi-informed" and not isinstance(embedder, DlibEmbedder):
+            reason = "only dlib's ResNet can be fine-tuned here"
+            result.skipped.append((f"semi-informed, fine-tuned ({embedder.name})", reason))
     if "cross-key" in plan.attacks:
         _cross(trial, embedder, plan, result)
     if "generator-memory" in plan.attacks:
@@ -124,7 +129,18 @@ def _attack(
             result.skipped.append((f"generator-memory ({embedder.name})", reason))
         else:
             tell(f"generator-memory ({embedder.name})")
-            result.attacks.append(memory(trial, embedder, plan.training))
+            try:
+                result.attacks.append(memory(trial, embedder, plan.training))
+            except UnmeasurableError as error:
+                result.skipped.append((f"generator-memory ({embedder.name})", str(error)))
+
+
+def _try(result: Evaluation, name: str, attack: Callable[[], list[Search]], trial: Trial) -> None:
+    """Adds the outcomes of an attack, or why there are none."""
+    try:
+        result.attacks += [measure(search, trial.seed) for search in attack()]
+    except UnmeasurableError as error:
+        result.skipped.append((name, str(error)))
 
 
 def _cross(trial: Trial, embedder: Embedder, plan: Plan, result: Evaluation) -> None:
@@ -133,8 +149,8 @@ def _cross(trial: Trial, embedder: Embedder, plan: Plan, result: Evaluation) -> 
         result.skipped.append((f"cross-key ({embedder.name})", reason))
         return
     second, third = plan.releases[0], plan.releases[1] if len(plan.releases) > 1 else None
-    searches = cross_key(trial, second, third, embedder)
-    result.attacks += [measure(search, trial.seed) for search in searches]
+    name = f"cross-key ({embedder.name})"
+    _try(result, name, lambda: cross_key(trial, second, third, embedder), trial)
     if third is None:
         reason = "needs --third, a release that the attacker may learn from"
         result.skipped.append((f"cross-key, fitted ({embedder.name})", reason))
@@ -147,6 +163,7 @@ def _use(
     result: Evaluation,
     tell: Callable[[str], None],
 ) -> None:
+    result.unchanged = unchanged(trial)
     if "geometry" in plan.utilities:
         tell("geometry")
         result.utilities += [*utility.geometry(trial), utility.dense(trial)]
@@ -156,9 +173,12 @@ def _use(
         )
         if "consistency" in plan.utilities:
             tell(f"consistency ({embedder.name})")
-            outcome, value = utility.consistency(trial, embedder, original)
-            result.attacks.append(outcome)
-            result.utilities += [value, utility.collisions(trial, embedder)]
+            try:
+                outcome, value = utility.consistency(trial, embedder, original)
+                result.attacks.append(outcome)
+                result.utilities += [value, utility.collisions(trial, embedder)]
+            except UnmeasurableError as error:
+                result.skipped.append((f"consistency ({embedder.name})", str(error)))
         if "distance" in plan.utilities:
             result.utilities += utility.distances(trial, embedder)
     if "attributes" in plan.utilities:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from anonymize.eval.attacks import Gallery, gallery, nonmated, probes_of, searched
-from anonymize.eval.risk import Search
+from anonymize.eval.risk import Search, UnmeasurableError
 from anonymize.eval.stats import Array, Estimate, hits, share
 from anonymize.eval.trial import Trial, View, unit
 from torch import nn
@@ -100,6 +100,8 @@ def _mapped(view: View, attack: str, variant: str, fit: Callable[[Array], Map]) 
     seen = trial.rows("a", attacker=True, enrolled=True)
     unseen = trial.rows("a", attacker=True, enrolled=False)
     own = gallery(view, "o", attacker=True)
+    if len(np.unique(people[seen])) < FOLDS or not len(unseen):
+        raise UnmeasurableError("the attacker's people have too few outputs to learn from")
     return searched(
         view,
         attack,
@@ -121,6 +123,8 @@ def _held_out(fit: Callable[[Array], Map], mine: Array, people: Array, own: Gall
 
 def _evidence(probes: Floats, people: Array, own: Gallery, seed: int) -> tuple[Estimate, float]:
     known = own.known
+    if not len(known):
+        return Estimate(0, 0, 0, 0), 0.0
     kept = np.isin(people, known)
     columns = np.searchsorted(known, people[kept])
     rate = share(hits(own.search(probes[kept]), columns), people[kept], seed)

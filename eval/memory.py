@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from anonymize.eval.links import pictures
 from anonymize.eval.risk import Outcome, counted
 from anonymize.eval.stats import Array
-from anonymize.eval.trial import Shots, Trial, embed, pictures, shots, unit
+from anonymize.eval.trial import Shots, Trial, embed, shots, unit
 
 from anonymize.embedders import Embedder
 from anonymize.errors import ConfigError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,14 @@ def join(trial: Trial) -> list[Search]:
 
 
 def _words(path: str) -> set[str]:
-    """The parts of a path that could name someone: three characters or more, without suffix."""
-    stem = path.rsplit(".", 1)[0].lower()
-    return {word for word in re.split(r"[^0-9a-z]+", stem) if len(word) > 2} | {stem}
+    """The parts of a path that could name someone: folders, the stem, and the words in them.
+
+    In any script; numbers without their leading zeros.
+    """
+    *folders, stem = path.rsplit(".", 1)[0].casefold().split("/")
+    words = {word for word in re.split(r"[\W_]+", stem) if len(word) > 2}
+    words |= {word for folder in folders for word in re.split(r"[\W_]+", folder) if word}
+    return {word.lstrip("0") or word for word in words | {*folders, stem}}
 
 
 def _names(trial: Trial, outputs: Array, rows: Array) -> Floats:
@@ -111,7 +117,8 @@ def _count(trial: Trial, outputs: Array, rows: Array) -> Floats:
     sides = []
     for shots, chosen in ((trial.a, outputs), (trial.o, rows)):
         folders = [str(Path(shots.paths[i]).parent) for i in chosen]
-        sides.append(np.array([folders.count(folder) for folder in folders]))
+        counts = Counter(folders)
+        sides.append(np.array([counts[folder] for folder in folders]))
     return _near(sides[0], sides[1])
 
 
@@ -125,7 +132,11 @@ def _tags(shots: Shots, rows: Array) -> list[set[str]]:
 
 
 def _read_tags(path: Path) -> set[str]:
-    with Image.open(path) as picture:
+    try:
+        opened = Image.open(path)
+    except (OSError, ValueError):
+        return set()
+    with opened as picture:
         tags = {f"{tag}={value}" for tag, value in picture.getexif().items()}
-        blocks = ("exif", "icc_profile", "xmp", "comment", "photoshop")
-        return tags | {f"{name}={picture.info[name]!r}" for name in blocks if name in picture.info}
+        texts = {k: v for k, v in picture.info.items() if isinstance(v, str | bytes)}
+        return tags | {f"{name}={value!r}" for name, value in texts.items()}

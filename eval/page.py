@@ -51,8 +51,8 @@ def _floor(report: dict[str, Any]) -> str:
         return ""
     return (
         f"Codes were drawn in {cells} coarse cells: a perfect anonymiser that keeps them would "
-        f"still be found about {cells / people:.1%} of the time (M/N with M = {cells} cells and "
-        f"N = {people} people)."
+        f"still be found about {min(1, cells / people):.1%} of the time (M/N with M = {cells} "
+        f"cells and N = {people} people), and have a TAR of about {cells} times the FAR."
     )
 
 

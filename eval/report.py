@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anonymize.eval.harness import Evaluation
-from anonymize.eval.risk import TOO_WEAK, Outcome
+from anonymize.eval.risk import TOO_WEAK, UNLEARNT, Outcome
 from anonymize.eval.trial import Shots, Trial
 from anonymize.eval.utility import Utility
 
@@ -54,7 +54,7 @@ def build(
     report: dict[str, Any] = _plain(
         {
             "schema": SCHEMA,
-            "verdict": verdict(evaluation.attacks),
+            "verdict": verdict(evaluation.attacks, evaluation.unchanged),
             "gates": [asdict(gate) for gate in gates],
             "release": about or {},
             "inputs": {
@@ -63,6 +63,8 @@ def build(
                 "people": len(trial.names),
                 "attacker_people": int(trial.attacker.sum()),
                 "enrolled_originals": int(trial.enrolled.sum()),
+                "unreadable": int((~trial.o.readable).sum() + (~trial.a.readable).sum()),
+                "unchanged_outputs": evaluation.unchanged,
                 "originals_sha256": _digest(trial.o),
                 "outputs_sha256": _digest(trial.a),
             },
@@ -133,18 +135,25 @@ def risks(attacks: Iterable[Outcome]) -> list[Outcome]:
     return [outcome for outcome in attacks if outcome.attack not in NOT_RISKS]
 
 
-def verdict(attacks: Sequence[Outcome]) -> dict[str, Any]:
+def verdict(attacks: Sequence[Outcome], unchanged: int = 0) -> dict[str, Any]:
     """The first thing that a reader sees. It never says safe."""
     gates = [o for o in attacks if o.attack == "oo"]
-    if not gates or all(o.verdict.startswith(TOO_WEAK) for o in gates):
+    threats = risks(attacks)
+    broken = sorted((o for o in threats if o.risk.low > 0), key=lambda o: -o.risk.value)
+    if unchanged:
+        return {
+            "level": "broken",
+            "text": f"{unchanged} outputs still show the original face: the tool failed open.",
+        }
+    if not broken and (not gates or all(o.verdict.startswith(TOO_WEAK) for o in gates)):
         return {
             "level": "void",
             "text": "This report proves nothing: no recogniser in it finds people even in the "
             "originals.",
         }
-    threats = [o for o in risks(attacks) if not o.verdict.startswith(TOO_WEAK)]
-    broken = sorted((o for o in threats if o.risk.low > 0), key=lambda o: -o.risk.value)
-    best = max(gates, key=lambda o: o.rank1.value)
+    if all(o.verdict.startswith(TOO_WEAK) for o in threats):
+        return {"level": "void", "text": "This report proves nothing: no attack in it counts."}
+    best = max(gates, key=lambda o: o.rank1.value, default=threats[0])
     if broken:
         worst = broken[0]
         names = ", ".join(dict.fromkeys(o.title for o in broken))
@@ -178,6 +187,10 @@ def check(
     from anonymize.eval.harness import ATTACKS
 
     gates = []
+    if evaluation.unchanged:
+        count = evaluation.unchanged
+        why = f"{count} outputs still show the original face"
+        gates.append(Gate("fail-open", "unchanged-outputs", 0, count, False, why))
     for name, limit in max_risk:
         if name not in ATTACKS or name in NOT_RISKS:
             known = ", ".join(a for a in ATTACKS if a not in NOT_RISKS)
@@ -195,6 +208,8 @@ def _risk_gate(attacks: Sequence[Outcome], name: str, limit: float) -> Gate:
     strong = {o.embedder for o in attacks if o.attack == "oo" and TOO_WEAK not in o.verdict}
     if not any(o.embedder in strong or o.embedder == "metadata" for o in rows):
         return Gate("max-risk", name, limit, None, False, TOO_WEAK)
+    if all(UNLEARNT in o.verdict for o in rows):
+        return Gate("max-risk", name, limit, None, False, f"{TOO_WEAK} ({UNLEARNT})")
     worst = max(rows, key=lambda o: o.risk.high)
     value = worst.risk.high
     why = f"{worst.title} with {worst.embedder}: risk at most {value:.4f}"

@@ -24,6 +24,11 @@ SWAPS = 20
 """Random swaps of people that the control averages over."""
 
 TOO_WEAK = "attack too weak: proves nothing"
+UNLEARNT = "it did not even learn its own people"
+
+
+class UnmeasurableError(Exception):
+    """An attack or a measure has nothing to work on; its reason goes into the report."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +119,8 @@ class Outcome:
 def measure(search: Search, seed: int = 0) -> Outcome:
     """All numbers of an attack except its verdict, which needs the other attacks."""
     scores, own, people = search.scores, search.own, search.people
+    if not len(own) or scores.shape[1] < 2:
+        raise UnmeasurableError("fewer than two people could be searched for")
     success = stats.hits(scores, own)
     control = controlled(scores, own, search.cells, seed)
     mated, nonmated = stats.mated_and_not(scores, own)
@@ -158,6 +165,8 @@ def counted(
         people: (P,) for resampling.
         seed: of the resampling.
     """
+    if not len(success):
+        raise UnmeasurableError("no output shows a face")
     floor = stats.share(control, people, seed)
     return Outcome(
         attack,
@@ -204,14 +213,14 @@ def judged(outcomes: list[Outcome]) -> list[Outcome]:
 
 def _verdict(outcome: Outcome, strength: dict[str, Estimate], naive: dict[str, float]) -> str:
     known = strength.get(outcome.embedder)
+    if outcome.attack not in ("oo", "aa-same-key", "control") and outcome.risk.low > 0:
+        return "people are recognised beyond the control"  # a success proves itself
     if known is not None and known.value < STRONG:
         return f"{TOO_WEAK} (finds only {known.value:.0%} of originals)"
     if outcome.attack == "oo":
         return "the recogniser is a strong attacker"
     if outcome.evidence is not None and outcome.evidence[0].low <= outcome.evidence[1]:
-        return f"{TOO_WEAK} (it did not even learn its own people)"
-    if outcome.risk.low > 0:
-        return "people are recognised beyond the control"
+        return f"{TOO_WEAK} ({UNLEARNT})"
     rate = naive.get(outcome.embedder)
     learns = outcome.attack in ("semi-informed", "reverse-map", "negation", "set-averaging")
     if learns and rate is not None and rate >= outcome.rank1.value:

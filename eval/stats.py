@@ -117,6 +117,28 @@ def resampled(
     return _interval(float(statistic(np.ones(len(people), np.int64))), values, len(people))
 
 
+def jackknife(
+    without: Callable[[Array], float], people: Array, seed: int = 0, groups: int = 20
+) -> Estimate:
+    """A statistic with an interval from leaving out groups of people in turn (Tukey 1958).
+
+    For distances between sets, which the bootstrap's repeated items bias upwards.
+
+    Args:
+        without: the statistic, computed without some people (their numbers).
+        people: (P,) numbers of all people.
+        seed: of the grouping.
+        groups: how many.
+    """
+    parts = np.array_split(np.random.default_rng(seed).permutation(people), groups)
+    parts = [part for part in parts if len(part)]
+    values, value = np.array([without(part) for part in parts]), without(people[:0])
+    count = len(parts)
+    error = np.sqrt((count - 1) / count * ((values - values.mean()) ** 2).sum())
+    half = 1.959963984540054 * float(error)
+    return Estimate(value, value - half, value + half, len(people))
+
+
 def _by_person(values: Array, people: Array) -> tuple[Array, Array]:
     _, index = np.unique(people, return_inverse=True)
     return np.bincount(index, values), np.bincount(index)
@@ -156,14 +178,14 @@ def mated_and_not(scores: Array, own: Array) -> tuple[Array, Array]:
     return scores[mask], scores[~mask]
 
 
-def threshold(nonmated: Array, far: float) -> float | None:
+def threshold(nonmated: Array, far: float, least: int = 10) -> float | None:
     """The least score at which at most `far` of the non-mated comparisons would be accepted.
 
     Returns:
-        A threshold for `score >= threshold`; None where fewer than 10 comparisons are expected
-        beyond it, which is too few to fix one.
+        A threshold for `score >= threshold`; None where fewer than `least` comparisons are
+        expected beyond it, which is too few to fix one.
     """
-    if len(nonmated) * far < 10:
+    if len(nonmated) * far < least:
         return None
     allowed = int(np.floor(far * len(nonmated)))
     limit = np.partition(nonmated, -allowed - 1)[-allowed - 1]
@@ -205,7 +227,7 @@ def fnir(scores: Array, own: Array, strangers: Array, fpir: float = 0.01) -> flo
         Share of enrolled searches whose person is not the best candidate above the threshold that
         `fpir` asks for; None where the strangers are too few to fix one.
     """
-    limit = threshold(strangers.max(1), fpir)
+    limit = threshold(strangers.max(1), fpir, least=1)
     if limit is None:
         return None
     mine = scores[np.arange(len(scores)), own]

@@ -6,7 +6,6 @@ and a table of links.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,83 +15,28 @@ from pathlib import Path
 
 import numpy as np
 from anonymize.eval.cache import Cache, fingerprint
+from anonymize.eval.links import Link
 from anonymize.eval.stats import Array
 
 from anonymize.detectors import MTCNN, Detector, by_subject
 from anonymize.embedders import Embedder, chip
 from anonymize.errors import ConfigError, Withhold
-from anonymize.images import SUFFIXES, read
+from anonymize.images import read
 from anonymize.record import Floats, Pixels
 
 Progress = Callable[[str, int, int], None]
 """Takes what is being done, how much is done, and out of how much."""
 
 
+LEAST = 8
+"""People who can be searched for, below whom an evaluation is refused."""
+
+UNREADABLE = 64
+"""Side of the grey picture that stands for one that cannot be read."""
+
+
 def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One original, whose person its folder names, and its output if it was published."""
-
-    source: str
-    person: str
-    output: str | None
-
-
-def read_table(path: Path) -> dict[str, str]:
-    """A link table `source,output` (paths below the two folders) from any tool.
-
-    Raises:
-        ConfigError: unreadable, other columns, or a path twice.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error) as error:
-        raise ConfigError(f"cannot read links {path}: {error}") from error
-    if not rows or not {"source", "output"} <= set(rows[0]):
-        got = ", ".join(rows[0]) if rows else "no rows"
-        raise ConfigError(f"links {path}: got {got}; expected the columns source,output")
-    table = {row["source"]: row["output"] for row in rows}
-    if len(table) < len(rows) or len(set(table.values())) < len(rows):
-        raise ConfigError(f"links {path}: a source or an output is listed twice")
-    return table
-
-
-def pictures(folder: Path) -> list[str]:
-    """Paths of the pictures below a folder, relative to it, sorted."""
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: expected a folder of pictures")
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p.relative_to(folder).as_posix() for p in found)
-
-
-def link(originals: Path, anonymised: Path, table: dict[str, str] | None) -> list[Link]:
-    """Every original with its output; without a table, outputs of the same relative path.
-
-    Raises:
-        ConfigError: a linked picture is not there, or nothing links the two folders.
-    """
-    sources, outputs = pictures(originals), set(pictures(anonymised))
-    if table is None:
-        stems = {path.rsplit(".", 1)[0]: path for path in outputs}
-        known = {s: stems[stem] for s in sources if (stem := s.rsplit(".", 1)[0]) in stems}
-    else:
-        known = table
-        missing = [p for p in table if p not in set(sources)]
-        missing += [p for p in table.values() if p not in outputs]
-        if missing:
-            raise ConfigError(
-                f"{len(missing)} linked pictures are not there, the first is {missing[0]!r}: "
-                "paths in the table are relative to the two folders"
-            )
-    if not known:
-        raise ConfigError(
-            "nothing links the two folders: give --links FILE with the columns source,output"
-        )
-    return [Link(s, str(Path(s).parent), known.get(s)) for s in sources]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +53,7 @@ class Shots:
         landmarks: (N, 5, 2) of the subject; where no face was found, where it would be expected.
         boxes: (N, 4) of the subject, zeros where none was found.
         sizes: (N, 2) width and height.
+        readable: (N,) bool.
     """
 
     folder: Path
@@ -120,10 +65,27 @@ class Shots:
     landmarks: Floats
     boxes: Floats
     sizes: Array
+    readable: Array
+
+    def image(self, row: int) -> Pixels:
+        """One picture; grey where it cannot be read, which finds nobody."""
+        try:
+            return read(self.folder / self.paths[row])
+        except Withhold:
+            return np.full((UNREADABLE, UNREADABLE, 3), 128, np.uint8)
 
     def chip(self, row: int) -> Pixels:
         """The aligned (150, 150, 3) chip of one picture."""
-        return chip(read(self.folder / self.paths[row]), self.landmarks[row])
+        return chip(self.image(row), self.landmarks[row])
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Sources that take part, those of them that are enrolled, and the attacker's people."""
+
+    sources: frozenset[str]
+    enrolled: frozenset[str]
+    attacker: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,14 +114,22 @@ class Trial:
     progress: Progress = silent
     _views: dict[str, View] = field(default_factory=dict)
 
+    @property
+    def chosen(self) -> Chosen:
+        """Who plays which part, for another release of the same originals."""
+        enrolled = {path for path, kept in zip(self.o.paths, self.enrolled, strict=True) if kept}
+        mine = {name for name, known in zip(self.names, self.attacker, strict=True) if known}
+        return Chosen(frozenset(self.o.paths), frozenset(enrolled), frozenset(mine))
+
     def view(self, embedder: Embedder) -> View:
         """Everything embedded by one recogniser."""
-        if embedder.name not in self._views:
+        known = label(embedder)
+        if known not in self._views:
             shared = (self.cache, embedder, self.progress)
             o = embed(self.o, *shared, f"embed originals ({embedder.name})")
             a = embed(self.a, *shared, f"embed outputs ({embedder.name})")
-            self._views[embedder.name] = View(self, embedder.name, o, a)
-        return self._views[embedder.name]
+            self._views[known] = View(self, embedder.name, o, a)
+        return self._views[known]
 
     def rows(self, side: str, *, attacker: bool, enrolled: bool | None = None) -> Array:
         """Rows of `o` or `a` of the attacker's or the evaluation's people.
@@ -209,6 +179,11 @@ class View:
         return unit(self.raw_a - self.centre)
 
 
+def label(embedder: Embedder) -> str:
+    """A recogniser's name, with a mark of its weights where they come from the user's file."""
+    return f"{embedder.name} {getattr(embedder, 'fingerprint', '')}".strip()
+
+
 def unit(vectors: Floats) -> Floats:
     """Rows scaled to length 1."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9))
@@ -222,7 +197,7 @@ def embed(
     def one(row: int) -> Array:
         marks = shots.landmarks[row].astype(np.float32)
         name = fingerprint(shots.digests[row].encode(), marks.tobytes())
-        kept = f"embedding {embedder.name} {name}"
+        kept = f"embedding {label(embedder)} {name}"
         return cache.get(kept, lambda: embedder([shots.chip(row)])[0])
 
     return np.stack(_mapped(one, range(len(shots.paths)), progress, what)).astype(np.float32)
@@ -250,6 +225,7 @@ def load(
     seed: int = 0,
     people: int | None = None,
     images: int | None = None,
+    like: Chosen | None = None,
     progress: Progress = silent,
 ) -> Trial:
     """Splits, detects and prepares a trial.
@@ -264,21 +240,21 @@ def load(
         seed: of the split.
         people: at most so many people, chosen by the seed among those with two originals or more.
         images: at most so many originals of each.
+        like: play the same parts as in this other trial over the same originals.
         progress: told about detection.
 
     Raises:
         ConfigError: fewer than 8 people of whom anything can be probed.
     """
-    chosen = _choose(list(links), seed, people, images)
+    links = list(links)
+    like = like or _choose(links, seed, people, images)
+    chosen = sorted((i for i in links if i.source in like.sources), key=lambda i: i.source)
     names = sorted({item.person for item in chosen})
-    order = sorted(names, key=lambda name: _hash(seed, "person", name))
-    attacker = np.zeros(len(names), bool)
-    attacker[[names.index(name) for name in order[: len(order) // 2]]] = True
+    attacker = np.array([name in like.attacker for name in names])
     number = {name: index for index, name in enumerate(names)}
     published = [item for item in chosen if item.output is not None]
     row = {item.source: index for index, item in enumerate(chosen)}
-    gallery = _gallery(chosen, seed)
-    enrolled = np.array([item.source in gallery for item in chosen])
+    enrolled = np.array([item.source in like.enrolled for item in chosen])
     cache, detector = cache or Cache(None), detector or MTCNN()
     back = {item.source: index for index, item in enumerate(published)}
     o = _shots(
@@ -295,12 +271,6 @@ def load(
         [row[item.source] for item in published],
         (cache, detector, progress, "detect faces in outputs"),
     )
-    probed = {int(a.people[i]) for i in range(len(a.paths)) if not enrolled[a.links[i]]}
-    if len(probed) < 8:
-        raise ConfigError(
-            f"got {len(probed)} people with two originals and an output, expected at least 8: "
-            "originals are grouped into people by their folder"
-        )
     return Trial(*_expected(o, a, attacker), attacker, enrolled, names, seed, cache, progress)
 
 
@@ -309,28 +279,38 @@ def _hash(seed: int, *parts: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _choose(links: list[Link], seed: int, people: int | None, images: int | None) -> list[Link]:
+def _choose(links: list[Link], seed: int, people: int | None, images: int | None) -> Chosen:
+    """Takes people and pictures by hash, and splits them."""
     by_person: dict[str, list[Link]] = {}
     for item in sorted(links, key=lambda item: _hash(seed, "picture", item.source)):
         by_person.setdefault(item.person, []).append(item)
-    able = [p for p, items in by_person.items() if len(items) > 1 and any(i.output for i in items)]
+    kept = {name: items[:images] for name, items in by_person.items()}
+    able = [n for n, items in kept.items() if len(items) > 1 and any(i.output for i in items)]
+    if len(able) < LEAST:
+        raise ConfigError(
+            f"got {len(able)} people with two originals and an output, expected at least {LEAST}: "
+            "originals are grouped into people by their folder"
+        )
     able.sort(key=lambda name: _hash(seed, "chosen", name))
-    kept = able[:people] if people is not None else list(by_person)
-    chosen = [item for name in kept for item in by_person[name][:images]]
-    return sorted(chosen, key=lambda item: item.source)
+    others = sorted(set(kept) - set(able), key=lambda name: _hash(seed, "chosen", name))
+    able, others = (able, others) if people is None else (able[:people], [])
+    # each kind is split by itself, so that either half has people who can be searched for
+    attacker = {*able[: len(able) // 2], *others[: len(others) // 2]}
+    sources = [item for name in (*able, *others) for item in kept[name]]
+    enrolled = {source for name in (*able, *others) for source in _gallery(kept[name], seed)}
+    return Chosen(frozenset(i.source for i in sources), frozenset(enrolled), frozenset(attacker))
 
 
-def _gallery(links: list[Link], seed: int) -> set[str]:
-    """Sources that are enrolled: half of each person's, never all that have an output."""
-    by_person: dict[str, list[Link]] = {}
-    for item in links:
-        by_person.setdefault(item.person, []).append(item)
-    gallery = set()
-    for items in by_person.values():
-        # the unpublished first: they can be of no other use
-        items.sort(key=lambda i: (i.output is not None, _hash(seed, "enrol", i.source)))
-        gallery |= {item.source for item in items[: max(1, (len(items) + 1) // 2)]}
-    return gallery
+def _gallery(items: list[Link], seed: int) -> list[str]:
+    """A person's sources that are enrolled: half of them, but never all that have an output."""
+    order = sorted(items, key=lambda item: _hash(seed, "enrol", item.source))
+    published = [item for item in order if item.output is not None]
+    if len(items) == 1:
+        return [items[0].source]
+    # one published picture is kept for the probes, and one is enrolled if there is another
+    rest = [item for item in order if item not in published[:1]]
+    rest.sort(key=lambda item: item not in published[1:2])
+    return [item.source for item in rest[: max(1, len(items) // 2)]]
 
 
 def _shots(
@@ -348,17 +328,19 @@ def _shots(
         return cache.get(f"face {label} {digests[row]}", lambda: _face(folder / paths[row]))
 
     def _face(path: Path) -> Array:
-        """17 numbers: found, width, height, box (4), landmarks (10)."""
+        """17 numbers: found (-1 unreadable), width, height, box (4), landmarks (10)."""
         try:
             image = read(path)
-        except Withhold as error:
-            raise ConfigError(f"{path}: {error}") from error
+        except Withhold:
+            return np.array([-1, UNREADABLE, UNREADABLE, *[0] * 14], np.float32)
         found, size = detector([image])[0], (image.shape[1], image.shape[0])
         if not found:
             return np.array([0, *size, *[0] * 14], np.float32)
         face = by_subject(found, image.shape[:2])[0]
         return np.array([1, *size, *face.box, *face.landmarks.ravel()], np.float32)
 
+    if not paths:
+        raise ConfigError(f"{folder}: found no picture to evaluate")
     table = np.stack(_mapped(look, range(len(paths)), progress, what))
     return Shots(
         folder,
@@ -370,6 +352,7 @@ def _shots(
         landmarks=table[:, 7:].reshape(-1, 5, 2),
         boxes=table[:, 3:7],
         sizes=table[:, 1:3].astype(np.int64),
+        readable=table[:, 0] >= 0,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from anonymize.eval.attacks import Gallery, cells, nonmated
 from anonymize.eval.learned import ridge
-from anonymize.eval.risk import Search
+from anonymize.eval.risk import Search, UnmeasurableError
 from anonymize.eval.stats import Array
 from anonymize.eval.trial import Trial, View, unit
 
@@ -26,6 +26,9 @@ def cross_key(first: Trial, second: Trial, third: Trial | None, embedder: Embedd
         third: one made under a third key, or None for the pretrained recogniser alone.
         embedder: the recogniser.
     """
+    for other in (second, *([third] if third is not None else [])):
+        if first.chosen != other.chosen or first.names != other.names:
+            raise AssertionError("the trials of a cross-key attack must have the same parts")
     one, two = first.view(embedder), second.view(embedder)
     searches = [_search(one, two, one.a, two.a, "pretrained")]
     if third is not None:
@@ -37,6 +40,8 @@ def cross_key(first: Trial, second: Trial, third: Trial | None, embedder: Embedd
 
 def _search(one: View, two: View, left: Floats, right: Floats, variant: str) -> Search:
     enrolled = _gallery(one, left, attacker=False)
+    if len(enrolled.known) < 2:
+        raise UnmeasurableError("fewer than two people are in both releases")
     rows, people = _probes(two, attacker=False)
     kept = np.isin(people, enrolled.known)
     rows, people = rows[kept], people[kept]
@@ -58,7 +63,8 @@ def _search(one: View, two: View, left: Floats, right: Floats, variant: str) -> 
 
 def _gallery(view: View, vectors: Floats, *, attacker: bool) -> Gallery:
     rows = view.trial.rows("a", attacker=attacker, enrolled=True)
-    return Gallery(unit(vectors[rows]), view.trial.a.people[rows])
+    shots = view.trial.a
+    return Gallery(unit(vectors[rows]), shots.people[rows], shots.found[rows])
 
 
 def _probes(view: View, *, attacker: bool) -> tuple[Array, Array]:

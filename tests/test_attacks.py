@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from anonymize.eval import attacks, learned, metadata
 from anonymize.eval.attacks import Attack
 from anonymize.eval.cache import Cache
 from anonymize.eval.context import context
+from anonymize.eval.links import link, read_table
 from anonymize.eval.memory import memory
 from anonymize.eval.report import risks, verdict
 from anonymize.eval.risk import TOO_WEAK, Outcome, judged, measure
-from anonymize.eval.trial import Shots, Trial, View, link, load, read_table
+from anonymize.eval.trial import Shots, Trial, View, load
 from anonymize.eval.unlink import cross_key
 from conftest import save
 
@@ -44,14 +46,16 @@ def staged(o: Floats, a: Floats, found: Floats | None = None, seed: int = 0) -> 
     count = len(o)
     people = np.repeat(np.arange(PEOPLE), EACH)
 
+    everywhere = np.ones(count, bool)
+
     def shots(seen: Floats) -> Shots:
         rows = np.arange(count)
         paths = [f"p{p}/{i}.jpg" for i, p in enumerate(people)]
         blank = np.zeros((count, 5, 2), np.float32)
         boxes, sizes = np.zeros((count, 4), np.float32), np.ones((count, 2), np.int64)
-        return Shots(Path("."), paths, people, rows, [""] * count, seen, blank, boxes, sizes)
+        marks = [""] * count
+        return Shots(Path("."), paths, people, rows, marks, seen, blank, boxes, sizes, everywhere)
 
-    everywhere = np.ones(count, bool)
     attacker = np.random.default_rng(seed).permutation(PEOPLE) < PEOPLE // 2
     enrolled = np.tile(np.arange(EACH) < EACH // 2, PEOPLE)
     names = [f"p{i}" for i in range(PEOPLE)]
@@ -412,3 +416,81 @@ def test_the_informed_attacker_reads_a_weak_blur_of_photographs(lfw: Path, tmp_p
     assert found["oo"].rank1.value > 0.9
     assert found["semi-informed (linear)"].rank1.value > found["oa"].rank1.value
     assert found["semi-informed (linear)"].risk.low > 0
+
+
+def test_unreadable_pictures_are_counted_and_find_nobody(tmp_path: Path) -> None:
+    drawn(tmp_path / "o", 0)
+    drawn(tmp_path / "a", 0)
+    (tmp_path / "o" / "person0" / "0.png").write_bytes(b"cut short")
+    (tmp_path / "a" / "person1" / "1.png").write_bytes(b"")
+    links = link(tmp_path / "o", tmp_path / "a", None)
+    trial = load(tmp_path / "o", tmp_path / "a", links, detector=Fixed())
+    assert (~trial.o.readable).sum() == (~trial.a.readable).sum() == 1
+    assert not trial.o.found[~trial.o.readable].any()
+    assert trial.a.chip(int(np.nonzero(~trial.a.readable)[0][0])).shape == (150, 150, 3)
+
+
+def test_people_with_one_output_are_probes_and_two_give_a_gallery(tmp_path: Path) -> None:
+    drawn(tmp_path / "o", 0)
+    for published in (1, 2):
+        folder = tmp_path / f"a{published}"
+        for path in sorted((tmp_path / "o").glob("*/*.png")):
+            if int(path.stem) < published:
+                save(folder / path.parent.name / path.name, read(path))
+        links = link(tmp_path / "o", folder, None)
+        trial = load(tmp_path / "o", folder, links, detector=Fixed())
+        enrolled = trial.enrolled[trial.a.links]
+        for person in range(10):
+            mine = enrolled[trial.a.people == person]
+            assert (~mine).any()
+            assert mine.any() == (published == 2)
+
+
+def test_a_release_without_a_face_is_measured_as_far_as_it_goes(tmp_path: Path) -> None:
+    from anonymize.eval.harness import Plan, evaluate
+    from anonymize.eval.report import build
+
+    drawn(tmp_path / "o", 0)
+    drawn(tmp_path / "a", 0, lambda i: True)
+    links = link(tmp_path / "o", tmp_path / "a", None)
+    trial = load(tmp_path / "o", tmp_path / "a", links, detector=Fixed())
+    plan = Plan(["oa", "ao", "set-averaging"], ["geometry", "consistency", "distance"])
+    result = evaluate(trial, [DlibEmbedder()], plan)
+    assert {o.attack for o in result.attacks} >= {"oo", "oa"}
+    assert build(trial, result)["schema"] == 1
+
+
+def test_releases_with_other_gaps_play_the_same_parts(tmp_path: Path) -> None:
+    drawn(tmp_path / "o", 0)
+    drawn(tmp_path / "a", 0)
+    drawn(tmp_path / "b", 0)
+    shutil.rmtree(tmp_path / "b" / "person3")
+    (tmp_path / "b" / "person5" / "2.png").unlink()
+    links = link(tmp_path / "o", tmp_path / "a", None)
+    first = load(tmp_path / "o", tmp_path / "a", links, detector=Fixed())
+    links = link(tmp_path / "o", tmp_path / "b", None)
+    second = load(tmp_path / "o", tmp_path / "b", links, detector=Fixed(), like=first.chosen)
+    assert first.chosen == second.chosen
+    assert first.names == second.names
+
+
+def test_outputs_that_still_show_the_face_are_counted(crowd: Trial, people: Path) -> None:
+    from anonymize.eval.utility import unchanged
+
+    assert unchanged(crowd) == 0
+    same = load(people, people, link(people, people, None))
+    assert unchanged(same) == len(same.a.paths)
+    broken = verdict([], 3)
+    assert broken["level"] == "broken"
+    assert "3 outputs" in broken["text"]
+
+
+def test_a_success_counts_even_where_the_recogniser_is_weak() -> None:
+    from anonymize.eval.stats import Estimate
+
+    weak = replace(outcomes(staged(embeddings(), embeddings()))["oo"], rank1=Estimate(0.2, 0, 1, 9))
+    bound = Estimate(0.9, 0.8, 1.0, 100)
+    row = Outcome("context", "thumbnail", "fake", bound, None, 0.01, bound, bound)
+    found = judged([weak, row])
+    assert "beyond the control" in found[1].verdict
+    assert verdict(found)["level"] == "broken"

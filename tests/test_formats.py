@@ -365,3 +365,149 @@ def test_parquet_tables(crowd: list[tuple[str, bytes]], tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(encode(np.zeros((4, 4, 3), np.uint8)))
     with pytest.raises(ConfigError, match="not a Parquet"):
         list(open_source(tmp_path / "bad.parquet"))
+
+
+def test_numbers_name_people_exactly(tmp_path: Path) -> None:
+    """Labels above a million, which short notations run together."""
+    from anonymize.recordio import number
+
+    numbers = [0.0, 1.0, 1_234_565.0, 1_234_574.0, 2_000_001.0, 0.5]
+    assert len({number(value) for value in numbers}) == len(numbers)
+    assert number(-0.0) == number(0.0)
+    for bad in (float("nan"), float("inf"), 2.0**25):
+        with pytest.raises(ValueError, match="exactly"):
+            label(struct.pack("<IfQQ", 0, bad, 1, 0) + b"x", 25)
+
+
+def tar_of(tmp_path: Path, files: list[tuple[str, bytes]]) -> Path:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_labels_of_samples_have_an_order(tmp_path: Path) -> None:
+    path = tar_of(
+        tmp_path,
+        [
+            ("0.jpg", b"a"),
+            ("0.cls", b"bob"),
+            ("0.txt", b"a caption"),
+            ("1.jpg", b"b"),
+            ("1.json", b'{"identity": null, "label": 7}'),
+            ("2.jpg", b"c"),
+            ("2.cls", "José".encode("latin-1")),
+            ("3.jpg", b"d"),
+            ("3.cls", "Josè".encode("latin-1")),
+            ("4.jpg", b"e"),
+            ("4.json", b"[" * 100_000),
+        ],
+    )
+    labels = [item.label for item in open_source(path)]
+    assert labels[:2] == ["bob", "7"]
+    assert labels[2] != labels[3]
+    assert labels[4] is None
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_long_names_and_pax_headers(long: bool, tmp_path: Path) -> None:
+    path, name = tmp_path / "a.tar", "d/" * 80 + "0.jpg"
+    kind = tarfile.GNU_FORMAT if long else tarfile.PAX_FORMAT
+    with tarfile.open(path, "w", format=kind) as tar:
+        info = tarfile.TarInfo(name)
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    reader = open_source(path)
+    (item,) = reader
+    assert reader.load(item.path) == b"abc"
+
+
+def test_damaged_tars_lose_nothing_silently(tmp_path: Path) -> None:
+    path = tar_of(tmp_path, [(f"{i}.jpg", b"x" * 100) for i in range(10)])
+    whole = path.read_bytes()
+    negative = bytearray(whole)
+    negative[124:136] = b"\xff" * 11 + b"\x00"
+    negative[148:156] = b" " * 8
+    negative[148:155] = b"%06o\0" % sum(negative[:512])
+    cases = [
+        whole[: 3 * 1024] + b"\1" + whole[3 * 1024 + 1 :],  # a header's bit
+        whole[: 5 * 1024 + 512 + 50],  # cut within a member
+        whole + whole,  # another file behind it
+        bytes(negative),  # a negative size, which loops for ever elsewhere
+    ]
+    for data in cases:
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match=r"byte \d+"):
+            list(open_source(path))
+        assert len(list(open_source(path, skip_bad=True))) < 20
+
+
+def test_lengths_beyond_the_file_do_not_fill_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"\x80\x04(]\x8e" + struct.pack("<Q", 1 << 62) + b"aa")
+    with pytest.raises(ConfigError, match="claimed"):
+        list(open_source(path))
+
+
+def test_tables_cannot_reach_outside_their_folder(people: Path, tmp_path: Path) -> None:
+    picture = sorted(people.glob("*/*.jpg"))[0]
+    (tmp_path / "inside").mkdir()
+    table = tmp_path / "inside" / "list.csv"
+    table.write_text(f"path,identity\n{picture},a\n../x.jpg,b\n{'y' * 5000},c\n")
+    (tmp_path / "x.jpg").write_bytes(picture.read_bytes())
+    reader = open_source(table)
+    for item in reader:
+        with pytest.raises(Withhold):
+            reader.load(item.path)
+
+
+def test_pictures_listed_twice_are_refused(people: Path, tmp_path: Path) -> None:
+    picture = sorted(people.glob("*/*.jpg"))[0]
+    (tmp_path / "a.jpg").write_bytes(picture.read_bytes())
+    (tmp_path / "list.csv").write_text("path,identity\na.jpg,p\n./a.jpg,q\n")
+    with pytest.raises(ConfigError, match="more than once"):
+        run(tmp_path / "list.csv", tmp_path / "release", Recipe(generator="mask"))
+
+
+def test_a_changed_source_is_not_resumed(crowd: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    path, release = tsv(tmp_path, crowd), tmp_path / "release"
+    run(path, release, Recipe(generator="mask"))
+    (release / "run.json").unlink()
+    rows = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join(rows[::-1]) + b"\n")
+    os.utime(path, (1, 1))
+    with pytest.raises(ConfigError, match="begun with"):
+        run(path, release, Recipe(generator="mask"), resume=True)
+
+
+def test_overwriting_waits_until_the_source_is_known(
+    crowd: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    release = tmp_path / "release"
+    run(tsv(tmp_path, crowd), release, Recipe(generator="mask"))
+    (tmp_path / "photos.zip").touch()
+    with pytest.raises(ConfigError, match=r"\.zip"):
+        run(tmp_path / "photos.zip", release, Recipe(generator="mask"), overwrite=True)
+    assert (release / "run.json").is_file()
+    assert release.with_name("release.private").is_dir()
+
+
+def test_mixed_folders_ask_for_a_choice(crowd: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    rec(tmp_path, crowd)
+    table(tmp_path, crowd)
+    with pytest.raises(ConfigError, match="--from"):
+        sniff(tmp_path)
+    (tmp_path / "train.rec").unlink()
+    with pytest.raises(ConfigError, match="name the table"):
+        sniff(tmp_path)
+
+
+def test_run_json_tells_no_paths(crowd: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    recipe = Recipe(generator="mask", reader="recordio", reader_options={"skip_bad": True})
+    run(rec(tmp_path, crowd), tmp_path / "release", recipe)
+    text = (tmp_path / "release" / "run.json").read_text()
+    assert "recordio" not in text
+    assert str(tmp_path) not in text

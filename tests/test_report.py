@@ -14,11 +14,12 @@ import pytest
 from anonymize.eval.compare import compare, table
 from anonymize.eval.harness import Evaluation, Plan
 from anonymize.eval.learner import BUDGETS, Pairs, accuracy, read_pairs, train, training_utility
+from anonymize.eval.links import link
 from anonymize.eval.page import render
 from anonymize.eval.report import check, read_report, verdict
 from anonymize.eval.risk import TOO_WEAK, Outcome
 from anonymize.eval.stats import Estimate
-from anonymize.eval.trial import Trial, link, load
+from anonymize.eval.trial import Trial, load
 from anonymize.eval.utility import Utility, geometry
 from click.testing import CliRunner, Result
 
@@ -44,7 +45,8 @@ def toy_pairs(seed: int) -> Pairs:
     left = np.arange(0, 80, 2)
     right = np.concatenate([left + 1, (left + 7) % 80])
     people = np.concatenate([labels[left]] * 2)
-    return Pairs(crops, np.concatenate([left, left]), right, np.arange(80) < 40, people)
+    same, lefts = np.arange(80) < 40, np.concatenate([left, left])
+    return Pairs(crops, lefts, right, same, people, people % 10)
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -166,7 +168,8 @@ def report(risk: tuple[float, float, float], use: tuple[float, float, float]) ->
     }
     value = dict(zip(names, use, strict=True))
     kept = {"name": "detection", "better": "higher", "value": value}
-    return {"schema": 1, "attacks": [rows], "utilities": [kept], "gates": []}
+    inputs = {"originals_sha256": "0"}
+    return {"schema": 1, "attacks": [rows], "utilities": [kept], "gates": [], "inputs": inputs}
 
 
 def test_compare_looks_beyond_the_intervals() -> None:

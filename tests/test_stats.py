@@ -121,7 +121,7 @@ def test_fnir_by_hand() -> None:
     own = np.array([0, 1, 1, 1])  # third: another is better; fourth: below the threshold
     strangers = np.full((1000, 2), 0.4)
     assert stats.fnir(scores, own, strangers) == pytest.approx(0.5)
-    assert stats.fnir(scores, own, strangers[:100]) is None
+    assert stats.fnir(scores, own, strangers[:99]) is None
 
 
 @pytest.mark.parametrize(("count", "bias"), [(1000, 0.062), (3000, 0.032), (10_000, 0.017)])

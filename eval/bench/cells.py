@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from anonymize.eval.links import pictures
 from anonymize.eval.stats import share
-from anonymize.eval.trial import pictures
 
 from anonymize.aligners import align
 from anonymize.detectors import MTCNN, by_subject

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from anonymize.eval.command import Request, carry_out
+from anonymize.eval.links import pictures
 from anonymize.eval.page import worst
 from anonymize.eval.report import read_report, spread
-from anonymize.eval.trial import pictures
 
 from anonymize.recipe import Recipe, load
 from anonymize.run import run
