@@ -15,8 +15,9 @@ FEATHER = 0.14
 """Width of the transition, inside the region, as a share of the region's radius."""
 
 
-MOST_GRAIN, GRAIN_SIZE = 8.0, 0.6
-"""Greatest standard deviation of added grain, in grey levels, and its size in pixels."""
+MOST_GRAIN, GRAIN_SIZE, SMOOTHEST = 6.0, 0.6, 0.1
+"""Greatest standard deviation of added grain, in grey levels; its size in pixels; and the quantile
+of the surroundings' local deviations that counts as their grain."""
 
 
 def blend(
@@ -93,27 +94,28 @@ def _spread(values: Floats, weights: Floats, sigma: float, least: float) -> Floa
 def _grained(new: Floats, old: Pixels, far: Floats) -> Floats:
     """Adds the photograph's grain, as it is just outside the region, where the new face lacks it.
 
-    The level is robust against edges (median absolute deviation of what a small blur removes;
-    Donoho and Johnstone 1994). The pattern depends on the face's pixels only.
+    The level is that of the smoothest parts around, so that hair and edges do not count as grain.
+    The pattern depends on the face's pixels only.
     """
     around, inside = (far >= 1) & (far < 1.5), far < 1
     if around.sum() < 64 or inside.sum() < 64:
         return new
     grey = new.mean(-1)
-    wanted, had = (_grain(x)[part] for x, part in ((old.mean(-1), around), (grey, inside)))
-    level, own = (float(1.4826 * np.median(np.abs(x))) for x in (wanted, had))
-    missing = min(max(level**2 - own**2, 0.0) ** 0.5, MOST_GRAIN)
+    wanted = float(np.quantile(_grain(old.mean(-1))[around], SMOOTHEST))
+    had = float(np.quantile(_grain(grey)[inside], SMOOTHEST))
+    missing = min(max(wanted**2 - had**2, 0.0) ** 0.5, MOST_GRAIN)
     seed = hashlib.sha256(np.rint(grey).astype(np.uint8).tobytes()).digest()
     noise = np.random.default_rng(int.from_bytes(seed[:8], "big")).standard_normal(grey.shape)
     noise = cv2.GaussianBlur(noise, (0, 0), GRAIN_SIZE)  # grain spans pixels, unlike white noise
-    noise *= missing / max(float(_grain(noise).std()), 1e-6)
+    noise *= missing / max(float(np.quantile(_grain(noise), SMOOTHEST)), 1e-6)
     return np.asarray(np.clip(new + noise[..., None], 0, 255), np.float32)
 
 
 def _grain(grey: Floats) -> Floats:
-    """What a small blur removes from (H, W) values."""
+    """Local standard deviation of what a small blur removes from (H, W) values."""
     grey = np.asarray(grey, np.float32)
-    return np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), 1.5), np.float32)
+    fine = grey - cv2.GaussianBlur(grey, (0, 0), 1.5)
+    return np.asarray(np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 3)), np.float32)
 
 
 def _bounds(image: Pixels, matrix: Floats, size: int) -> tuple[int, int, int, int]:

@@ -15,10 +15,6 @@ LIMIT = 0.65
 """Greatest cosine between two codes. Stricter than the recogniser's threshold at a
 false match rate of 1e-4, which is 0.79 (`eval/bench/thresholds.py`)."""
 
-SPREAD = 0.85
-"""How much of the prior's spread codes use: people far from all that were seen in training draw
-badly (truncation, Brock et al. 2019)."""
-
 REDRAWS = 200
 """Draws for one person before the least similar of them is taken."""
 
@@ -95,7 +91,7 @@ def _draw(
 ) -> Person:
     best, least = np.zeros(0, np.float32), np.inf
     for draws in range(1, redraws + 1):
-        code = mean + SPREAD * (factor @ rng.standard_normal(len(mean)))
+        code = mean + factor @ rng.standard_normal(len(mean))
         code = (code / np.linalg.norm(code)).astype(np.float32)
         nearest = float((taken @ code).max(initial=-1))
         if nearest <= limit:

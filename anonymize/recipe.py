@@ -98,14 +98,14 @@ class TrainRecipe:
     steps: int = 20_000
     rate: float = 2e-4
     rate_adversary: float = 4e-4
-    ema: float = 0.998
+    ema: float = 0.999
     pixels: float = 3.0
     rim: float = 3.0
     tone: float = 2.0
     context: float = 2.0
-    identity: float = 1.2
+    identity: float = 0.5
     features: float = 1.0
-    adversary: float = 0.4
+    adversary: float = 0.7
     steepness: float = 0.1
     warmup: int = 300
     share_head: float = 0.2

@@ -44,6 +44,7 @@ class Request:
         show: before/after pairs to put on the page.
         seed: of every random choice.
         device: a torch device type.
+        cache: of embeddings, to be shared by several evaluations; default `out.private`.
     """
 
     originals: Path
@@ -65,6 +66,7 @@ class Request:
     show: int = 0
     seed: int = 0
     device: str = "cpu"
+    cache: Path | None = None
 
 
 def carry_out(
@@ -88,7 +90,8 @@ def carry_out(
     embedders: list[Embedder] = [
         registry.load("embedder", name, request.device) for name in request.embedders
     ]
-    cache = Cache(request.out.with_name(request.out.name + ".private") / "embeddings.sqlite")
+    private = request.out.with_name(request.out.name + ".private")
+    cache = Cache(request.cache or private / "embeddings.sqlite")
     trial = _load(request, request.anonymised, request.links, cache, progress)
     plan = Plan(
         request.attacks or ATTACKS,

@@ -68,6 +68,7 @@ def measure(out: Path, name: str, embedders: list[str], beside: list[Path], budg
             embedders,
             budget=budget,
             beside=beside,
+            cache=out / "cache.private" / "embeddings.sqlite",
         )
         carry_out(request, tell=lambda part: print(f"{name}: {part}", flush=True))
     return report
