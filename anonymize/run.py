@@ -194,9 +194,9 @@ class _Run:
         stored = self.state.get("ignored")
         if stored is not None:
             return dict[str, int](json.loads(stored))
-        inputs = (self._input(item.path, item.label) for item in self.reader)
+        inputs: Iterable[Input] = (self._input(i.path, i.label) for i in self.reader)
         if limit is not None:
-            inputs = iter(heapq.nsmallest(limit, inputs, key=lambda item: item.handle))
+            inputs = heapq.nsmallest(limit, inputs, key=lambda item: item.handle)
         if not self.state.enrol(inputs):
             raise ConfigError(f"SRC {self.source}: found no picture in it or below it")
         self.state.set("ignored", json.dumps(self.reader.ignored))

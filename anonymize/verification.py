@@ -87,7 +87,7 @@ def scan(file: BinaryIO, path: Path) -> tuple[list[tuple[int, int]], list[bool]]
     places: list[tuple[int, int]] = []
     same: list[bool] = []
     try:
-        for opcode, argument, position in pickletools.genops(_Bounded(file)):
+        for opcode, argument, position in pickletools.genops(_Bounded(file)):  # type: ignore[arg-type]
             if len(places) > MOST or len(same) > MOST:
                 raise ValueError(f"more than {MOST} pictures")
             if opcode.name in ("BINGET", "LONG_BINGET", "GET"):

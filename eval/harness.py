@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from anonymize.eval import attacks, learned, metadata, utility
@@ -117,7 +118,8 @@ def _attack(
             continue
         tell(f"{name} ({embedder.name})")
         for way in ways:
-            _try(result, f"{name} ({embedder.name})", lambda way=way: way(trial, embedder), trial)
+            attack = partial(way, trial, embedder)
+            _try(result, f"{name} ({embedder.name})", attack, trial)
         if name == "semi-informed" and not isinstance(embedder, DlibEmbedder):
             reason = "only dlib's ResNet can be fine-tuned here"
             result.skipped.append((f"semi-informed, fine-tuned ({embedder.name})", reason))
