@@ -252,9 +252,10 @@ def own_pairs(trial: Trial, side: int) -> Pairs:
     rows = rows[trial.o.found[rows]]
     people = trial.o.people[rows]
     rng = np.random.default_rng(trial.seed)
-    folds = np.searchsorted(np.unique(people), people) % FOLDS
+    known = np.unique(people)
+    folds = np.searchsorted(known, people) % max(2, min(FOLDS, len(known) // 3))
     mated, other = list[tuple[int, int]](), list[tuple[int, int]]()
-    for person in np.unique(people):
+    for person in known:
         mine = np.nonzero(people == person)[0][:MOST]
         strangers = np.nonzero((folds == folds[mine[0]]) & (people != person))[0]
         pairs = [(int(i), int(j)) for n, i in enumerate(mine) for j in mine[:n]]

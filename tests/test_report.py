@@ -277,7 +277,8 @@ def test_other_tools_need_a_table_only(people: Path, tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "--links" in refused.output
     done = CliRunner().invoke(main, [*command, "--links", str(tmp_path / "links.csv")])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output  # originals passed off as outputs
+    assert "72 outputs still show the original face" in done.output
     found = read_report(tmp_path / "report")
     naive = next(r for r in found["attacks"] if r["attack"] == "oa")
     original = next(r for r in found["attacks"] if r["attack"] == "oo")
