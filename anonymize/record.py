@@ -29,6 +29,8 @@ class Face:
         subject: True for the face that the image's identity label speaks of, False for bystanders.
         crop: (S, S, 3) aligned head crop, before `generate` the source's, after it the new face.
         crop_from_image: (2, 3) float32 similarity that takes image pixels to crop pixels.
+        embedding: (128,) float32 of the source's face, against which outputs are verified. No
+            generator ever gets it.
     """
 
     box: Floats
@@ -37,6 +39,7 @@ class Face:
     subject: bool = True
     crop: Pixels | None = None
     crop_from_image: Floats | None = None
+    embedding: Floats | None = None
 
     def but(self, **changes: Any) -> Face:
         """A copy with some fields replaced."""

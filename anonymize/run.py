@@ -7,9 +7,10 @@ import json
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,23 @@ from anonymize import registry, seeds
 from anonymize.devices import choose
 from anonymize.embedders import DlibEmbedder
 from anonymize.errors import ConfigError, ReleaseError
-from anonymize.identities import invent, pseudonym
+from anonymize.identities import Person, invent, pseudonym
 from anonymize.images import decode, encode
 from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
 from anonymize.readers import Reader, fingerprint, open_source, sniff
 from anonymize.recipe import Recipe
-from anonymize.record import Record
+from anonymize.record import Floats, Record
 from anonymize.stages import Replace, Survey
 from anonymize.state import Input, Row, State, private_folder
 from anonymize.writers import FolderWriter, place
 
 MANIFEST, RUN = "manifest.jsonl", "run.json"
+CASTINGS = 8
+"""Attempts at a new person who does not look like the one replaced."""
+
+DRAFTS = 2
+"""Pictures of a person into which the new one is drawn to see that."""
+
 BASELINE_NOTE = "not anonymisation: the real face is obscured, not replaced"
 
 Progress = Callable[[str, int, int, int], None]
@@ -154,6 +161,9 @@ class _Run:
     progress: Progress
     generator: Any = None
     detector: Any = None
+    auditor: Any = None
+    embedder: DlibEmbedder = field(init=False)
+    templates: dict[str, Floats] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)  # of the pictures in flight
     reader: Reader = field(init=False)
 
@@ -215,6 +225,8 @@ class _Run:
         self.generator = registry.load(
             "generator", recipe.generator, device, **recipe.generator_options
         )
+        self.auditor = registry.load("detector", recipe.auditor, device, **recipe.auditor_options)
+        self.embedder = DlibEmbedder(device)
         known = self.state.get("weights")
         hashes = json.dumps(getattr(self.generator, "hashes", {}), sort_keys=True)
         if known is not None and known != hashes:
@@ -224,7 +236,8 @@ class _Run:
     def _survey(self) -> None:
         """First pass: faces of every picture, and what the visible context suggests."""
         cells = getattr(self.generator, "cells", None) if self.recipe.context_codes else None
-        survey = Survey(self.detector, cells, self.generator.size, self.recipe.region)
+        embedder = None if self.generator.baseline else self.embedder
+        survey = Survey(self.detector, embedder, cells, self.generator.size, self.recipe.region)
         stage = self._spread(each(self._load), each(survey))
         surveyed = stage(self._empty(item) for item in self.state.to_survey())
 
@@ -257,27 +270,67 @@ class _Run:
             self.state.commit()
 
     def _invent(self) -> None:
-        """Draws the new people once every context has been seen."""
-        if self.generator.baseline or self.state.get("planned"):
+        """Draws the new people once every context has been seen.
+
+        People whose draft resembles the person they would replace are drawn again, a few times;
+        verification withholds the pictures of those who still do.
+        """
+        if self.generator.baseline:
+            return
+        self.templates = self.state.templates()
+        if self.state.get("planned"):
             return
         people = self.state.people()
-        self.state.plan(invent(self.generator.prior, self.state.key, people))
+        cast = invent(self.generator.prior, self.state.key, people)
+        again = self._resembling(cast)
+        for casting in range(1, CASTINGS):
+            if not again:
+                break
+            others = [person.code for name, person in cast.items() if name not in again]
+            wanted = {name: people[name] for name in again}
+            drawn = invent(
+                self.generator.prior, self.state.key, wanted, taken=others, casting=casting
+            )
+            cast |= drawn
+            again = self._resembling(drawn)
+        self.state.plan(cast)
         self.state.set("planned", "1")
 
-    def _make(self) -> None:
-        """Second pass: replace, audit, verify, write."""
-        recipe, codes = self.recipe, self.state.codes()
-        auditor = registry.load("detector", recipe.auditor, self.device, **recipe.auditor_options)
-        replace = Replace(
+    def _resembling(self, cast: Mapping[str, Person]) -> set[str]:
+        """Those of the new people who look like the person they replace, by drafts of them."""
+        replace = self._replacer({name: person.code for name, person in cast.items()})
+        found: set[str] = set()
+
+        def judge(record: Record) -> Record:
+            if replace.resembles(record):
+                found.add(record.identity or "")
+            return record
+
+        judged = self._spread(each(self._load), each(judge))
+        drafts = (i for i in self.state.drafts(DRAFTS) if i[0].person in cast)
+        records = judged(self._empty(item).but(faces=faces) for item, faces in drafts)
+        withheld = self.state.count("withheld IS NOT NULL")
+        for done, _ in enumerate(groupby(records, key=lambda record: record.identity), 1):
+            self.progress("cast", done, len(cast), withheld)
+        return found
+
+    def _replacer(self, codes: Mapping[str, Floats]) -> Replace:
+        recipe = self.recipe
+        return Replace(
             generator=self.generator,
             region=recipe.region,
             key=self.state.key,
             codes=codes.__getitem__,
+            templates=self.templates.__getitem__,
             detector=self.detector,
-            auditor=auditor,
-            embedder=DlibEmbedder(self.device),
+            auditor=self.auditor,
+            embedder=self.embedder,
             published=lambda image: decode(encode(image, recipe.format, recipe.quality)),
         )
+
+    def _make(self) -> None:
+        """Second pass: replace, audit, verify, write."""
+        recipe, replace = self.recipe, self._replacer(self.state.codes())
         stage = self._spread(each(self._load), batched(replace, self.batch))
         writer = FolderWriter(self.release, self.state.scratch, recipe.format, recipe.quality)
         made = stage(self._empty(i).but(faces=faces) for i, faces in self.state.to_make())

@@ -21,6 +21,12 @@ from anonymize.record import Face, Floats, Pixels, Record
 MATCH_FMR = 1e-3
 """Outputs closer to their source than the recogniser's threshold at this rate are withheld."""
 
+LIKE_FMR = 1e-2
+"""The same for outputs and the template of their source's person."""
+
+CAST_FMR = 5e-2
+"""The same for drafts of a new person, before any picture is made: that person is drawn again."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
@@ -28,6 +34,8 @@ class Survey:
 
     Attributes:
         detector: finds faces.
+        embedder: dlib's recogniser, for what outputs are verified against; None for baselines,
+            whose outputs are not.
         cells: the generator's `cells`, or None to suggest nothing.
         size: side of the generator's crops.
         region: how much of each head is replaced.
@@ -35,6 +43,7 @@ class Survey:
     """
 
     detector: Detector
+    embedder: DlibEmbedder | None
     cells: Callable[[Sequence[Job]], Floats] | None
     size: int
     region: str
@@ -53,6 +62,10 @@ class Survey:
         if self.cells is not None and record.identity is not None:
             face = align(record.image, faces[0], self.size)
             self.logits[record.key] = self.cells([job(face, self.region, False)])[0]
+        if self.embedder is not None:
+            embeddings = self.embedder([chip(record.image, face.landmarks) for face in faces])
+            pairs = zip(faces, embeddings, strict=True)
+            faces = tuple(face.but(embedding=embedding) for face, embedding in pairs)
         return record.but(faces=faces)
 
 
@@ -65,6 +78,7 @@ class Replace:
         region: how much of each head is replaced.
         key: the secret that all randomness comes from.
         codes: identity handle to the new person's code (128,); not asked for baselines.
+        templates: identity handle to the mean (128,) of the embeddings of a person's sources.
         detector: finds the faces of outputs for verification.
         auditor: another detector, for faces that were missed.
         embedder: dlib's recogniser, for verification.
@@ -76,6 +90,7 @@ class Replace:
     region: str
     key: bytes
     codes: Callable[[str], Floats]
+    templates: Callable[[str], Floats]
     detector: Detector
     auditor: Detector
     embedder: DlibEmbedder
@@ -89,6 +104,18 @@ class Replace:
         for index, record in zip(failed, again, strict=True):
             done[index] = record
         return done
+
+    def resembles(self, record: Record) -> bool:
+        """Whether the subject's new face, drawn into this picture, is like the person replaced.
+
+        The draft is not looked at by a detector: landmarks are those that it was drawn to.
+        """
+        subject = record.faces[0]
+        assert record.identity is not None
+        (draft,) = self.replace([record.but(faces=(subject,))], [record.image], [0], 0)
+        (fresh,) = self.embedder([chip(draft, subject.landmarks)])
+        away = np.linalg.norm(fresh - self.templates(record.identity))
+        return bool(away < self.embedder.TEMPLATE_FMR[CAST_FMR])
 
     def _attempt(self, records: Sequence[Record], attempt: int) -> list[Record]:
         outputs = self.replace(records, [r.image for r in records], [0] * len(records), attempt)
@@ -190,14 +217,21 @@ class Replace:
             new = next((f for f in found if self._covers(face, _middle(f))), None)
             if new is None and face.subject:
                 return record.withhold("no usable face in the output")
-            if new is not None and self._same(record.image, face, seen, new):
+            if new is not None and self._same(record, face, seen, new):
                 return record.withhold("output still matches its source")
         return record.but(output=output)
 
-    def _same(self, image: Pixels, face: Face, output: Pixels, new: Face) -> bool:
-        old_chip, new_chip = chip(image, face.landmarks), chip(output, new.landmarks)
-        old, fresh = self.embedder([old_chip, new_chip])
-        return bool(np.linalg.norm(old - fresh) < self.embedder.FMR[MATCH_FMR])
+    def _same(self, record: Record, face: Face, output: Pixels, new: Face) -> bool:
+        """Whether a new face matches the one it replaces, or any picture of that person."""
+        (fresh,) = self.embedder([chip(output, new.landmarks)])
+        old = face.embedding
+        if old is None:  # a face that only the audit found
+            (old,) = self.embedder([chip(record.image, face.landmarks)])
+        same = np.linalg.norm(old - fresh) < self.embedder.FMR[MATCH_FMR]
+        if face.subject and record.identity is not None:
+            away = np.linalg.norm(self.templates(record.identity) - fresh)
+            same = same or away < self.embedder.TEMPLATE_FMR[LIKE_FMR]
+        return bool(same)
 
 
 def _middle(face: Face) -> Floats:

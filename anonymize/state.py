@@ -5,12 +5,15 @@ It lives in `DST.private/`, never in DST, and `anonymize seal` destroys it.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +173,8 @@ class State:
     def surveyed(self, handle: str, faces: tuple[Face, ...], logits: Floats | None) -> None:
         """Journals an input's faces; `commit` makes it last."""
         values = [
-            [face.box.tolist(), face.score, face.landmarks.tolist(), face.subject] for face in faces
+            [f.box.tolist(), f.score, f.landmarks.tolist(), f.subject, _packed(f.embedding)]
+            for f in faces
         ]
         blob = None if logits is None else logits.astype("<f4").tobytes()
         self.db.execute(
@@ -198,15 +202,35 @@ class State:
 
     def people(self) -> dict[str, Floats | None]:
         """Pseudonyms with the mean cell logits of their surveyed pictures."""
-        sums: dict[str, list[Floats]] = {}
-        query = (
-            "SELECT person, logits FROM inputs WHERE labelled AND faces IS NOT NULL ORDER BY handle"
+        pairs = self._by_person("logits")
+        return {p: _mean(np.frombuffer(b, "<f4") for b in blobs if b) for p, blobs in pairs}
+
+    def templates(self) -> dict[str, Floats]:
+        """The mean embedding (128,) of the subject in each pseudonym's surveyed sources."""
+        means = {
+            person: _mean(face.embedding for text in texts for face in _faces(text)[:1])
+            for person, texts in self._by_person("faces")
+        }
+        return {person: mean for person, mean in means.items() if mean is not None}
+
+    def _by_person(self, column: str) -> Iterator[tuple[str, Iterator[Any]]]:
+        """A column's values in the surveyed pictures of each labelled person."""
+        rows = self.db.execute(
+            f"SELECT person, {column} FROM inputs "
+            "WHERE labelled AND faces IS NOT NULL ORDER BY person, handle"
         )
-        for person, blob in self.db.execute(query):
-            kept = sums.setdefault(person, [])
-            if blob is not None:
-                kept.append(np.frombuffer(blob, "<f4"))
-        return {p: (np.mean(kept, axis=0) if kept else None) for p, kept in sums.items()}
+        for person, group in groupby(rows, key=itemgetter(0)):
+            yield person, (value for _, value in group)
+
+    def drafts(self, count: int) -> Iterator[tuple[Input, tuple[Face, ...]]]:
+        """The first pictures of each labelled person, at most `count`, with their faces."""
+        rows = self.db.execute(
+            "SELECT person, handle, source, faces FROM inputs "
+            "WHERE labelled AND faces IS NOT NULL AND withheld IS NULL ORDER BY person, handle"
+        )
+        for person, group in groupby(rows, key=itemgetter(0)):
+            for _, handle, source, faces in islice(group, count):
+                yield Input(handle, os.fsdecode(source), person, True), _faces(faces)
 
     def plan(self, people: dict[str, Any]) -> None:
         """Stores the new people (`identities.Person` by pseudonym)."""
@@ -278,6 +302,26 @@ def destroy(folder: Path) -> None:
 
 def _faces(text: str) -> tuple[Face, ...]:
     return tuple(
-        Face(np.array(box, np.float32), score, np.array(marks, np.float32), subject)
-        for box, score, marks, subject in json.loads(text)
+        Face(
+            np.array(box, np.float32),
+            score,
+            np.array(marks, np.float32),
+            subject,
+            embedding=_unpacked(embedding),
+        )
+        for box, score, marks, subject, embedding in json.loads(text)
     )
+
+
+def _packed(embedding: Floats | None) -> str | None:
+    """Half precision moves distances by less than 1e-3, in half the space."""
+    return None if embedding is None else base64.b64encode(embedding.astype("<f2")).decode()
+
+
+def _unpacked(text: str | None) -> Floats | None:
+    return None if text is None else np.frombuffer(base64.b64decode(text), "<f2").astype("<f4")
+
+
+def _mean(vectors: Iterable[Floats | None]) -> Floats | None:
+    kept = [vector for vector in vectors if vector is not None]
+    return np.mean(kept, axis=0) if kept else None

@@ -14,7 +14,7 @@ from anonymize.aligners import TEMPLATE, radius
 from anonymize.embedders import CHIP, chip, chips
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
-from anonymize.identities import LIMIT, invent, pseudonym
+from anonymize.identities import LIMIT, REDRAWS, invent, pseudonym
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline
 from anonymize.recipe import TrainRecipe
 from anonymize.record import Face, Pixels
@@ -140,9 +140,18 @@ def test_codes_are_unit_vectors_far_apart_and_fixed_by_the_key(inpaint: Inpaint)
 
 
 def test_too_many_people_for_the_limit_are_reported(inpaint: Inpaint) -> None:
-    crowd = invent(inpaint.prior, KEY, {str(i): None for i in range(60)}, limit=0.05, redraws=3)
+    crowd = invent(inpaint.prior, KEY, {str(i): None for i in range(400)}, limit=0.05)
     assert not all(person.apart for person in crowd.values())
-    assert max(person.draws for person in crowd.values()) == 3
+    assert all(person.draws <= REDRAWS for person in crowd.values())
+
+
+def test_a_person_is_cast_again_away_from_those_who_stay(inpaint: Inpaint) -> None:
+    first = invent(inpaint.prior, KEY, {"a": None, "b": None})
+    (again,) = invent(inpaint.prior, KEY, {"a": None}, taken=[first["b"].code], casting=1).values()
+    assert abs(float(again.code @ first["a"].code)) < 0.9
+    assert float(again.code @ first["b"].code) <= LIMIT
+    blocked = invent(inpaint.prior, KEY, {"a": None}, taken=[first["a"].code])["a"]
+    assert float(blocked.code @ first["a"].code) <= LIMIT
 
 
 def test_the_cell_follows_the_visible_context(inpaint: Inpaint) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -317,14 +318,54 @@ def test_outputs_that_match_their_source_are_withheld(
     monkeypatch.setattr(Copy, "original", crop, raising=False)
     code = np.ones(128, np.float32)
     nobody = identities.Person(code, 0, 1, True)
-    monkeypatch.setattr(module, "invent", lambda prior, key, people: dict.fromkeys(people, nobody))
-    monkeypatch.setattr(stages, "invent", lambda prior, key, people: dict.fromkeys(people, nobody))
+    monkeypatch.setattr(module, "invent", lambda *a, **_: dict.fromkeys(a[2], nobody))
+    monkeypatch.setattr(stages, "invent", lambda *a, **_: dict.fromkeys(a[2], nobody))
     save(tmp_path / "people" / "someone" / "a.png", portrait)
     recipe = Recipe(generator="test_run:Copy", context_codes=False)
     summary = run(tmp_path / "people", tmp_path / "release", recipe, key=KEY)
     assert summary.written == 0
     assert summary.reasons == {MATCH: 1}
     assert not list((tmp_path / "release").rglob("*.jpg"))
+
+
+class Second(Copy):
+    """A generator whose first casting is the person replaced, and whose second is another."""
+
+    crops: tuple[Pixels, Pixels]
+
+    def __call__(self, jobs):  # type: ignore[no-untyped-def]
+        return [Second.crops[int(job.code[0] > 1)] for job in jobs]
+
+
+def test_new_people_who_look_like_the_old_are_cast_again(
+    portrait: Pixels, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anonymize import aligners, identities
+    from anonymize import run as module
+
+    images = [portrait, *(read(sorted(p.glob("*.jpg"))[0]) for p in sorted(people.iterdir()))]
+    embeddings = DlibEmbedder()([chip(i, MTCNN()([i])[0][0].landmarks) for i in images])
+    stranger = images[int(np.linalg.norm(embeddings - embeddings[0], axis=1).argmax())]
+    found = [(image, MTCNN()([image])[0][0]) for image in (portrait, stranger)]
+    crops = [aligners.align(*pair).crop for pair in found]
+    monkeypatch.setattr(Second, "crops", crops, raising=False)
+    castings = []
+
+    def invent(*arguments: Any, casting: int = 0, **_: object) -> dict[str, identities.Person]:
+        castings.append(casting)
+        person = identities.Person(np.full(128, 1 + casting, np.float32), 0, 1, True)
+        return dict.fromkeys(arguments[2], person)
+
+    monkeypatch.setattr(module, "invent", invent)
+    save(tmp_path / "people" / "someone" / "a.png", portrait)
+    recipe = Recipe(generator="test_run:Second", context_codes=False, format="png")
+    summary = run(tmp_path / "people", tmp_path / "release", recipe, key=KEY)
+    assert castings == [0, 1]
+    assert summary.written == 1
+    output = read(next((tmp_path / "release").rglob("*.png")))
+    chips = [chip(i, MTCNN()([i])[0][0].landmarks) for i in (portrait, stranger, output)]
+    old, other, new = DlibEmbedder()(chips)
+    assert np.linalg.norm(new - other) < DlibEmbedder.FMR[1e-3] < np.linalg.norm(new - old)
 
 
 class Grey(Copy):
@@ -352,7 +393,7 @@ def test_a_failing_generator_leaks_nothing(
     from anonymize import run as module
 
     nobody = identities.Person(np.ones(128, np.float32), 0, 1, True)
-    monkeypatch.setattr(module, "invent", lambda prior, key, people: dict.fromkeys(people, nobody))
+    monkeypatch.setattr(module, "invent", lambda *a, **_: dict.fromkeys(a[2], nobody))
     save(tmp_path / "people" / "someone" / "a.png", portrait)
     recipe = Recipe(generator=f"test_run:{generator}", context_codes=False)
     summary = run(tmp_path / "people", tmp_path / "release", recipe, key=KEY)
@@ -461,7 +502,7 @@ def test_a_late_error_keeps_key_and_journal(
 ) -> None:
     from anonymize import run as module
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise ConfigError("late")
 
     monkeypatch.setattr(module, "invent", fails)

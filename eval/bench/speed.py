@@ -101,12 +101,14 @@ def shares(paths: list[Path], name: str) -> dict[str, float]:
     generator = registry.load("generator", name)
     detector = Timed(clock, "detect", MTCNN())
     cells = clock.timed("cell", generator.cells) if name == "inpaint" else None
-    survey = stages.Survey(detector, cells, generator.size, "face")
+    embedder: Any = Timed(clock, "embed", DlibEmbedder())
+    survey = stages.Survey(detector, embedder, cells, generator.size, "face")
     replace = stages.Replace(
         generator=Timed(clock, "generate", generator),
         region="face",
         key=key,
         codes=lambda label: invent(generator.prior, key, {label: None})[label].code,
+        templates=lambda label: np.zeros(128, np.float32),
         detector=Timed(clock, "audit: mtcnn", MTCNN()),
         auditor=Timed(clock, "audit: centerface", CenterFace()),
         embedder=Timed(clock, "verify: embed", DlibEmbedder()),  # type: ignore[arg-type]
