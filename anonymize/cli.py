@@ -8,49 +8,15 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from anonymize.errors import AnonymizeError, ConfigError
-
-FAILED, USAGE, GATE, INTERRUPTED = 1, 2, 3, 130
-
-FOLDER = click.Path(path_type=Path, file_okay=False)
-SOURCE = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-def say(line: str) -> None:
-    """A line on stderr. That nobody reads on is no reason to stop."""
-    try:
-        click.echo(line, err=True)
-    except BrokenPipeError:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
-
-
-def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns the package's own errors into one clear line and the right exit code."""
-
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except AnonymizeError as error:
-            say(f"anonymize: {error}")
-            sys.exit(USAGE if isinstance(error, ConfigError) else FAILED)
-        except OSError as error:
-            say(f"anonymize: {error.strerror or error}: {error.filename or ''}")
-            sys.exit(FAILED)
-        except KeyboardInterrupt:
-            say("anonymize: interrupted; --resume goes on from here")
-            sys.exit(INTERRUPTED)
-
-    return wrapper
+from anonymize.cli_eval import compare, evaluate
+from anonymize.console import FAILED, FILE, FOLDER, GATE, SOURCE, Meter, reported, say
+from anonymize.errors import ConfigError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,6 +30,7 @@ def main() -> None:
 @click.argument("src", type=SOURCE)
 @click.argument("dst", type=FOLDER)
 @click.option("--from", "reader", help="Format of SRC; see `anonymize list reader`.  [sniffed]")
+@click.option("--to", "writer", help="Format of DST; see `anonymize list writer`.  [folder]")
 @click.option("--skip-bad", is_flag=True, help="Count damaged records of SRC and go on.")
 @click.option("--generator", help="Generator name; see `anonymize list generator`.")
 @click.option("--detector", help="Detector name; see `anonymize list detector`.")
@@ -90,6 +57,7 @@ def run(
     src: Path,
     dst: Path,
     reader: str | None,
+    writer: str | None,
     skip_bad: bool,
     generator: str | None,
     detector: str | None,
@@ -107,8 +75,8 @@ def run(
     """Anonymise the pictures below SRC into the folder DST.
 
     SRC holds a folder per person, or is a table, RecordIO, tar shards, MS-Celeb-1M's TSV or a
-    verification set. DST receives a folder per new person, manifest.jsonl and run.json; key and
-    link table lie in DST.private until `anonymize seal DST` destroys them.
+    verification set. DST receives a folder per new person, or what --to names, manifest.jsonl and
+    run.json; key and link table lie in DST.private until `anonymize seal DST` destroys them.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other: give one of them")
@@ -116,7 +84,8 @@ def run(
     from anonymize.run import check_places
 
     check_places(src, dst)
-    named = {"reader": reader, "generator": generator, "detector": detector, "region": region}
+    named = {"reader": reader, "writer": writer, "generator": generator}
+    named |= {"detector": detector, "region": region}
     chosen = [f"{name}={value}" for name, value in named.items() if value is not None]
     chosen += ["reader_options.skip_bad=true"] if skip_bad else []
     recipe = load(Recipe, recipe_file, [*settings, *chosen])
@@ -174,47 +143,6 @@ def _table(summary: Any, dst: Path) -> str:
     lines += [f"passed over    {n}: {kind}" for kind, n in summary.ignored.items() if n]
     lines += [f"release        {dst}", f"private        {dst}.private (destroy: anonymize seal)"]
     return "\n".join(lines)
-
-
-class Meter:
-    """Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._phase = ""
-
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, phase: str, done: int, total: int, withheld: int) -> None:
-        if phase != self._phase:
-            self._start(phase, done - 1, total)
-        if sys.stderr.isatty():
-            self._bar.set_postfix(withheld=withheld, refresh=False)
-            self._bar.update(1)
-        elif done == total or done % max(1, total // 10) == 0:
-            say(f"{phase}: {done} of {total}, {withheld} withheld")
-
-    def steps(self, phase: str, done: int, total: int) -> None:
-        """Progress of work that withholds nothing."""
-        if phase != self._phase:
-            self._start(phase, done - 1, total)
-        if sys.stderr.isatty():
-            self._bar.update(1)
-        elif done == total:
-            say(f"{phase}: {total}")
-
-    def _start(self, phase: str, done: int, total: int) -> None:
-        self.__exit__()
-        self._phase = phase
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=done, desc=phase, unit="image")
 
 
 @main.command()
@@ -330,116 +258,5 @@ def train(
     click.echo(exported)
 
 
-GATE_OPTION = (str, float)
-
-
-@main.command("eval")
-@click.argument("original", type=FOLDER)
-@click.argument("anonymized", type=FOLDER)
-@click.option("-o", "--out", required=True, type=FOLDER, help="Folder for the report.")
-@click.option("--links", type=FILE, help="CSV source,output.  [default: private links, or names]")
-@click.option("--attack", "attacks", multiple=True, help="Only these; may be repeated.")
-@click.option("--utility", "utilities", multiple=True, help="Only these; may be repeated.")
-@click.option("--embedder", "embedders", multiple=True, default=["dlib"], show_default=True)
-@click.option("--budget", default="smoke", show_default=True, help="Of training utility.")
-@click.option("--max-risk", multiple=True, type=GATE_OPTION, metavar="NAME VALUE")
-@click.option("--min-utility", multiple=True, type=GATE_OPTION, metavar="NAME VALUE")
-@click.option("--people", type=click.IntRange(8), help="Only so many people, by the seed.")
-@click.option("--images", type=click.IntRange(2), help="Only so many originals of each.")
-@click.option("--second", type=FOLDER, help="Release of the same originals under another key.")
-@click.option("--third", type=FOLDER, help="One that the cross-key attacker learns from.")
-@click.option("--training", type=FOLDER, help="The generator's training faces.")
-@click.option("--pairs", type=(FILE, FOLDER), help="CSV fold,a,b,same and its photographs.")
-@click.option("--beside", multiple=True, type=click.Path(path_type=Path), help="Other reports.")
-@click.option("--show", default=0, type=click.IntRange(0), help="REAL pairs to put on the page.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@reported
-def evaluate(
-    original: Path,
-    anonymized: Path,
-    links: Path | None,
-    second: Path | None,
-    third: Path | None,
-    device: str,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Attack the release ANONYMIZED of the photographs ORIGINAL and measure its utility.
-
-    Works on any tool's output: two folders, one folder per person in ORIGINAL, and a link table.
-    Exits with 3 if a gate fails.
-    """
-    import torch
-
-    from anonymize.devices import choose
-    from anonymize.eval.command import Request, carry_out
-    from anonymize.eval.links import read_table
-    from anonymize.eval.report import table
-
-    if third is not None and second is None:
-        raise ConfigError("--third needs --second: the attack joins the first two releases")
-    torch.set_num_threads(1)
-    others = [(folder, _private_links(folder)) for folder in (second, third) if folder is not None]
-    known = read_table(links) if links is not None else _private_links(anonymized)
-    request = Request(
-        original, anonymized, links=known, others=others, device=choose(device), **options
-    )
-    with Meter() as meter:
-        report, gates = carry_out(request, meter.steps, lambda name: say(f"{name} ..."))
-    click.echo(json.dumps(report, sort_keys=True) if as_json else table(report))
-    if not as_json:
-        click.echo(f"report {request.out / 'report.html'}")
-    if not all(gate.passed for gate in gates):
-        sys.exit(GATE)
-
-
-def _private_links(release: Path) -> dict[str, str] | None:
-    """The links of one of our own unsealed releases; None for other tools' folders."""
-    from anonymize.state import private_folder, read_links
-
-    return dict(read_links(release)) if private_folder(release).is_dir() else None
-
-
-@main.command()
-@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--baseline", required=True, type=click.Path(path_type=Path))
-@click.option("--tolerance", default=0.0, show_default=True, help="Beyond the intervals.")
-@click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON.")
-@reported
-def compare(reports: tuple[Path, ...], baseline: Path, tolerance: float, as_json: bool) -> None:
-    """Hold REPORTS against a baseline report: what got better or worse beyond the intervals.
-
-    Exits with 3 if a figure got worse, is missing, or a gate of a report failed.
-    """
-    from anonymize.eval.compare import compare as hold
-    from anonymize.eval.compare import differences, table
-    from anonymize.eval.report import read_report
-
-    before, failed, results = read_report(baseline), False, []
-    for path in reports:
-        report = read_report(path)
-        changes, missing = hold(before, report, tolerance)
-        broken = [gate["name"] for gate in report["gates"] if not gate["passed"]]
-        broken += ["verdict: void"] if report["verdict"]["level"] == "void" else []
-        failed |= bool(missing or broken or any(change.worse for change in changes))
-        results.append(
-            {
-                "report": str(path),
-                "changes": [asdict(change) for change in changes],
-                "missing": missing,
-                "failed_gates": broken,
-                "notes": differences(before, report),
-            }
-        )
-        if not as_json:
-            click.echo(f"{path}\n{table(changes, missing)}")
-            for note in differences(before, report):
-                click.echo(f"note    {note}")
-            for name in broken:
-                click.echo(f"gate    {name} failed")
-    if as_json:
-        click.echo(json.dumps({"schema": 1, "reports": results}))
-    if failed:
-        sys.exit(GATE)
+main.add_command(evaluate)
+main.add_command(compare)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,35 @@ class Person:
     cell: int
     draws: int
     apart: bool
+
+
+CASTINGS = 8
+"""Attempts at a new person who does not look like the one replaced."""
+
+
+def cast(
+    prior: Any,
+    key: bytes,
+    people: Mapping[str, Floats | None],
+    resembling: Callable[[Mapping[str, Person]], set[str]],
+) -> dict[str, Person]:
+    """Invents people, and those again who look like the person they would replace.
+
+    Args:
+        prior, key, people: see `invent`.
+        resembling: the labels of those of the given people who do, by looking at drafts of them.
+    """
+    invented = invent(prior, key, people)
+    again = resembling(invented)
+    for casting in range(1, CASTINGS):
+        if not again:
+            break
+        wanted = {label: people[label] for label in again}
+        taken = [person.code for label, person in invented.items() if label not in again]
+        drawn = invent(prior, key, wanted, taken=taken, casting=casting)
+        invented |= drawn
+        again = resembling(drawn)
+    return invented
 
 
 def invent(

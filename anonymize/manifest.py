@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from anonymize.errors import ConfigError, Withhold
-from anonymize.images import read_file
+from anonymize.images import FORMATS, read_file
 from anonymize.readers import Source
+from anonymize.record import Record
+from anonymize.writers import Writer, Written, place
 
 PATH, IDENTITY = "path", "identity"
 
@@ -47,6 +50,59 @@ class Manifest:
         if not path.is_relative_to(home):
             raise Withhold("path leaves the folder of its table")
         return read_file(path)
+
+
+class ManifestWriter(Writer):
+    """A flat folder `images` and the table `images.csv` with the columns path and identity."""
+
+    __slots__ = ()
+    TABLE = "images.csv"
+
+    def put(self, record: Record, person: str, data: bytes) -> str:
+        path = f"images/{record.key}{FORMATS[self.kind]}"
+        place([data], self.root / path, self.scratch)
+        return path
+
+    def finish(self, pictures: Iterable[Written]) -> Mapping[str, str | None]:
+        rows = [(one.output, one.person if one.labelled else "") for one in pictures]
+        place([self.table(rows)], self.root / self.TABLE, self.scratch)
+        return {}
+
+    def table(self, rows: list[tuple[str, str]]) -> bytes:
+        """The encoded table of (path, identity) rows."""
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([(PATH, IDENTITY), *rows])
+        return text.getvalue().encode()
+
+    def files(self) -> list[str]:
+        return [self.TABLE]
+
+
+class ParquetWriter(ManifestWriter):
+    """The same with the table `images.parquet`."""
+
+    __slots__ = ()
+    TABLE = "images.parquet"
+
+    def table(self, rows: list[tuple[str, str]]) -> bytes:
+        paths, people = ([row[column] for row in rows] for column in (0, 1))
+        return parquet({PATH: paths, IDENTITY: [person or None for person in people]})
+
+
+def parquet(columns: Mapping[str, list[Any]]) -> bytes:
+    """The bytes of a Parquet file.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow.parquet import write_table
+    except ImportError as error:
+        raise ConfigError("writing Parquet needs pyarrow (pip install pyarrow)") from error
+    sink = io.BytesIO()
+    write_table(pyarrow.table(dict(columns)), sink)
+    return sink.getvalue()
 
 
 def _csv(table: Path) -> Iterator[tuple[str, str]]:

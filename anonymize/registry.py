@@ -27,6 +27,16 @@ BUILTIN: dict[str, dict[str, str]] = {
         "verification-bin": "anonymize.verification:VerificationBin",
         "webdataset": "anonymize.shards:WebDataset",
     },
+    "writer": {
+        "folder": "anonymize.writers:FolderWriter",
+        "img2dataset": "anonymize.shards:Img2datasetWriter",
+        "manifest": "anonymize.manifest:ManifestWriter",
+        "manifest-parquet": "anonymize.manifest:ParquetWriter",
+        "msceleb-tsv": "anonymize.tsv:MsCelebTsvWriter",
+        "recordio": "anonymize.recordio:RecordIOWriter",
+        "verification-bin": "anonymize.verification:VerificationBinWriter",
+        "webdataset": "anonymize.shards:WebDatasetWriter",
+    },
     "generator": {
         "inpaint": "anonymize.generators:Inpaint",
         "blur": "anonymize.generators:Blur",
@@ -77,7 +87,7 @@ def find(kind: str, name: str) -> tuple[Any, list[str]]:
         raise ConfigError(f"cannot load {kind} {name!r} from {target}: {error}") from error
 
 
-def load(kind: str, name: str, device: str = "cpu", **options: Any) -> Any:
+def load(kind: str, name: str, device: str = "cpu", /, **options: Any) -> Any:
     """Makes a component.
 
     Args:

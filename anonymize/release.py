@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,17 @@ from typing import Any
 
 from PIL import Image
 
-from anonymize.errors import ReleaseError
-from anonymize.run import MANIFEST, RUN
+from anonymize.errors import ReleaseError, Withhold
+from anonymize.readers import Reader, open_source
+from anonymize.run import MANIFEST, RUN, sha256
 from anonymize.state import State, destroy, private_folder
 
 HARMLESS = frozenset({"jfif", "jfif_version", "jfif_unit", "jfif_density"})
 """What Pillow reports for a JPEG that holds nothing but pixels."""
+
+
+READERS = {"manifest": "folder", "manifest-parquet": "folder", "img2dataset": "webdataset"}
+"""Formats of a release whose pictures are found by the reader of another one."""
 
 
 def rows(release: Path) -> list[dict[str, Any]]:
@@ -33,26 +39,53 @@ def rows(release: Path) -> list[dict[str, Any]]:
 
 def problems(release: Path) -> Iterator[str]:
     """Everything that speaks against publishing: missing, altered, extra or talkative files."""
-    listed = {row["output"]: row["sha256"] for row in rows(release) if row["output"]}
+    files, load = described(release)["files"], opened(release).load
+    pictures = [(row["output"], row["sha256"]) for row in rows(release) if row["output"]]
+    known = {MANIFEST, RUN, *files, *(name for name, _ in pictures)}
     for path in sorted(release.rglob("*")):
         name = path.relative_to(release).as_posix()
         if path.is_symlink():
             yield f"{name}: a link does not belong in a release"
-        elif path.is_file() and name not in listed and name not in (MANIFEST, RUN):
+        elif path.is_file() and name not in known:
             yield f"{name}: not in {MANIFEST}"
-    for name, digest in listed.items():
-        path = release / name
-        if not path.is_file():
-            yield f"{name}: listed in {MANIFEST} but absent"
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    for name, digest in files.items():
+        if not (release / name).is_file():
+            yield f"{name}: listed in {RUN} but absent"
+        elif sha256(release / name) != digest:
             yield f"{name}: differs from what was written"
-        elif extra := metadata(path):
+    for name, digest in pictures:
+        try:
+            data = load(name)
+        except (Withhold, OSError, ValueError):
+            yield f"{name}: listed in {MANIFEST} but absent"
+            continue
+        if hashlib.sha256(data).hexdigest() != digest:
+            yield f"{name}: differs from what was written"
+        elif extra := metadata(data):
             yield f"{name}: holds metadata ({', '.join(sorted(extra))})"
 
 
-def metadata(path: Path) -> set[str]:
-    """Names of what a picture file holds beside its pixels."""
-    with Image.open(path) as picture:
+def described(release: Path) -> dict[str, Any]:
+    """What a release's run.json says.
+
+    Raises:
+        ReleaseError: there is none, or it is damaged.
+    """
+    try:
+        return dict(json.loads((release / RUN).read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{release} is no finished release: {error}") from error
+
+
+def opened(release: Path) -> Reader:
+    """A reader of a finished release's own format; outputs in the manifest are its locators."""
+    name = described(release)["recipe"]["writer"]
+    return open_source(release, READERS.get(name, name))
+
+
+def metadata(data: bytes) -> set[str]:
+    """Names of what an encoded picture holds beside its pixels."""
+    with Image.open(io.BytesIO(data)) as picture:
         found = {str(name) for name in picture.info} - HARMLESS
         return found | ({"exif"} if picture.getexif() else set())
 

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import json
 import platform
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from anonymize import identities, registry, seeds
 from anonymize import recipe as recipes
-from anonymize import registry, seeds
 from anonymize.devices import choose
 from anonymize.embedders import DlibEmbedder
 from anonymize.errors import ConfigError, ReleaseError
-from anonymize.identities import Person, invent, pseudonym
+from anonymize.identities import Person, pseudonym
 from anonymize.images import decode, encode
+from anonymize.packages import version
 from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
 from anonymize.readers import Reader, fingerprint, open_source, sniff
 from anonymize.recipe import Recipe
 from anonymize.record import Floats, Record
 from anonymize.stages import Replace, Survey
 from anonymize.state import Input, Row, State, private_folder
-from anonymize.writers import FolderWriter, place
+from anonymize.writers import Writer, Written, place
 
 MANIFEST, RUN = "manifest.jsonl", "run.json"
-CASTINGS = 8
-"""Attempts at a new person who does not look like the one replaced."""
+COMMIT = 16
+"""Pictures between two commits of the journal."""
 
 DRAFTS = 2
 """Pictures of a person into which the new one is drawn to see that."""
@@ -164,8 +165,9 @@ class _Run:
     auditor: Any = None
     embedder: DlibEmbedder = field(init=False)
     templates: dict[str, Floats] = field(default_factory=dict)
-    paths: dict[str, str] = field(default_factory=dict)  # of the pictures in flight
+    inputs: dict[str, Input] = field(default_factory=dict)  # of the pictures in flight
     reader: Reader = field(init=False)
+    writer: Writer = field(init=False)
 
     def whole(self, limit: int | None) -> Summary:
         self._remember_recipe()
@@ -227,6 +229,16 @@ class _Run:
         )
         self.auditor = registry.load("detector", recipe.auditor, device, **recipe.auditor_options)
         self.embedder = DlibEmbedder(device)
+        numbers = cache(self.state.numbers)
+        self.writer = registry.load(
+            "writer",
+            recipe.writer,
+            root=self.release,
+            scratch=self.state.scratch,
+            number=lambda person: numbers()[person],
+            kind=recipe.format,
+            quality=recipe.quality,
+        )
         known = self.state.get("weights")
         hashes = json.dumps(getattr(self.generator, "hashes", {}), sort_keys=True)
         if known is not None and known != hashes:
@@ -254,8 +266,18 @@ class _Run:
         done_already: str,
         size: int,
         keep: Callable[[Record], None],
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
-        """Drains a pass: journals each record's outcome, commits every `size`, tells progress."""
+        """Drains a pass: journals each record's outcome, commits every `size`, tells progress.
+
+        Args:
+            phase: for progress.
+            records: what the pass makes.
+            done_already: SQL condition of what an interrupted pass had made.
+            size: records between two commits.
+            keep: stores a record that was not withheld.
+            settle: called before each commit.
+        """
         withheld = self.state.count("withheld IS NOT NULL")
         total, done = self.state.count(), withheld + self.state.count(done_already)
         for group in chunks(records, size):
@@ -266,7 +288,9 @@ class _Run:
                     self.state.finished(record.key, withheld=record.withheld)
                     withheld += 1
                 done += 1
+                self.inputs.pop(record.key, None)
                 self.progress(phase, done, total, withheld)
+            settle()
             self.state.commit()
 
     def _invent(self) -> None:
@@ -281,18 +305,7 @@ class _Run:
         if self.state.get("planned"):
             return
         people = self.state.people()
-        cast = invent(self.generator.prior, self.state.key, people)
-        again = self._resembling(cast)
-        for casting in range(1, CASTINGS):
-            if not again:
-                break
-            others = [person.code for name, person in cast.items() if name not in again]
-            wanted = {name: people[name] for name in again}
-            drawn = invent(
-                self.generator.prior, self.state.key, wanted, taken=others, casting=casting
-            )
-            cast |= drawn
-            again = self._resembling(drawn)
+        cast = identities.cast(self.generator.prior, self.state.key, people, self._resembling)
         self.state.plan(cast)
         self.state.set("planned", "1")
 
@@ -312,6 +325,7 @@ class _Run:
         withheld = self.state.count("withheld IS NOT NULL")
         for done, _ in enumerate(groupby(records, key=lambda record: record.identity), 1):
             self.progress("cast", done, len(cast), withheld)
+        self.inputs.clear()
         return found
 
     def _replacer(self, codes: Mapping[str, Floats]) -> Replace:
@@ -330,64 +344,68 @@ class _Run:
 
     def _make(self) -> None:
         """Second pass: replace, audit, verify, write."""
-        recipe, replace = self.recipe, self._replacer(self.state.codes())
+        replace = self._replacer(self.state.codes())
         stage = self._spread(each(self._load), batched(replace, self.batch))
-        writer = FolderWriter(self.release, self.state.scratch, recipe.format, recipe.quality)
-        made = stage(self._empty(i).but(faces=faces) for i, faces in self.state.to_make())
-        self._journal("replace", made, "output IS NOT NULL", 16, lambda r: self._store(r, writer))
+        writer = self.writer
+        writer.begin(json.loads(self.state.get("marks") or "{}"))
+        todo = self.state.to_make(writer.order)
+        made = stage(self._empty(item).but(faces=faces) for item, faces in todo)
+        self._journal(
+            "replace",
+            made,
+            "output IS NOT NULL",
+            COMMIT,
+            self._store,
+            lambda: self.state.mark(writer.flush()),
+        )
+        written = (
+            Written(row.handle, row.person, row.labelled, row.output, row.digest or "")
+            for row in self.state.rows()
+            if row.output is not None
+        )
+        self.state.moved(writer.finish(written))
 
     def _spread(self, *stages: Stage) -> Stage:
         return parallel(compose(*stages), self.workers, self.batch)
 
     def _empty(self, item: Input) -> Record:
         """A record before its picture is read; unlabelled pictures have no identity."""
-        self.paths[item.handle] = item.source
+        self.inputs[item.handle] = item
         blank = np.zeros((0, 0, 3), np.uint8)
         return Record(item.handle, item.person if item.labelled else None, blank)
 
     def _load(self, record: Record) -> Record:
-        data = self.reader.load(self.paths.pop(record.key))
+        data = self.reader.load(self.inputs[record.key].source)
         return record.but(image=decode(data, self.recipe.max_pixels))
 
-    def _store(self, record: Record, writer: FolderWriter) -> None:
+    def _store(self, record: Record) -> None:
         """Writes what may be published and journals the outcome."""
-        path = writer.path(record, record.identity)
-        digest = writer.write(writer.encoded(record), path)
-        self.state.finished(record.key, path, digest, len(record.faces))
+        locator, digest = self.writer.write(record, self.inputs[record.key].person)
+        self.state.finished(record.key, locator, digest, len(record.faces))
 
     def _finish(self, ignored: dict[str, int]) -> Summary:
-        rows = list(self.state.rows())
-        open_rows = [row for row in rows if (row.output is None) == (row.withheld is None)]
-        if open_rows:
-            raise AssertionError(f"{len(open_rows)} of {len(rows)} inputs have no single outcome")
-        written = [row for row in rows if row.output is not None]
-        summary = Summary(
-            read=len(rows),
-            written=len(written),
-            withheld=len(rows) - len(written),
-            reasons=dict(Counter(row.withheld for row in rows if row.withheld).most_common()),
-            people=len({row.person for row in written}),
-            faces_replaced=sum(row.replaced or 0 for row in written),
-            ignored=ignored,
-        )
-        digest = place(_manifest(rows), self.release / MANIFEST, self.state.scratch)
-        place(self._description(summary, digest), self.release / RUN, self.state.scratch)
+        summary = Summary(**self.state.outcome(), ignored=ignored)
+        if summary.read != summary.written + summary.withheld:
+            raise AssertionError(f"some of {summary.read} inputs have no single outcome: {summary}")
+        digest = place(_manifest(self.state.rows()), self.release / MANIFEST, self.state.scratch)
+        place([self._description(summary, digest)], self.release / RUN, self.state.scratch)
         self.state.set("summary", json.dumps(asdict(summary)))
         return summary
 
     def _description(self, summary: Summary, manifest: str) -> bytes:
         description = {
             "schema": 1,
-            "tool": f"anonymize {_version('anonymize')}",
+            "tool": f"anonymize {version('anonymize')}",
             "recipe": _published(self.recipe),
             "label": BASELINE_NOTE if self.generator.baseline else "anonymisation",
             "weights": getattr(self.generator, "hashes", {}),
             "identities": self.state.plan_summary(),
             "counts": {k: v for k, v in asdict(summary).items() if k != "ignored"},
-            "versions": {n: _version(n) for n in ("torch", "diffusers", "numpy", "opencv")}
+            "versions": {n: version(n) for n in ("torch", "diffusers", "numpy", "opencv")}
             | {"python": platform.python_version()},
             "device": self.device,
             "manifest_sha256": manifest,
+            "files": {name: sha256(self.release / name) for name in self.writer.files()},
         }
         return (json.dumps(description, indent=2, sort_keys=True) + "\n").encode()
 
@@ -402,29 +420,20 @@ def _published(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _manifest(rows: Iterable[Row]) -> bytes:
+def _manifest(rows: Iterable[Row]) -> Iterator[bytes]:
     """One JSON line per input; nothing in it comes from the source but its count."""
-
-    def lines() -> Iterator[str]:
-        for row in rows:
-            line = {
-                "id": row.handle,
-                "output": row.output,
-                "sha256": row.digest,
-                "faces": row.replaced,
-                "withheld": row.withheld,
-            }
-            yield json.dumps(line) + "\n"
-
-    return "".join(lines()).encode()
+    for row in rows:
+        line = {
+            "id": row.handle,
+            "output": row.output,
+            "sha256": row.digest if row.output else None,
+            "faces": row.replaced if row.output else None,
+            "withheld": row.withheld,
+        }
+        yield (json.dumps(line) + "\n").encode()
 
 
-def _version(package: str) -> str:
-    if package == "opencv":
-        import cv2
-
-        return str(cv2.__version__)
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from anonymize.errors import ConfigError
-from anonymize.images import SUFFIXES, limited
+from anonymize.images import FORMATS, SUFFIXES, limited
+from anonymize.manifest import parquet
 from anonymize.readers import DamagedError, Source, containers
+from anonymize.record import Record
+from anonymize.writers import EPOCH, Growing, Marks, Writer, Written, place
 
 BLOCK = 512
 MOST_TEXT = 1 << 20
@@ -185,6 +190,90 @@ class WebDataset:
         with (self.root / name if name else self.root).open("rb") as file:
             file.seek(start)
             return file.read(length)
+
+
+class WebDatasetWriter(Writer):
+    """Shards `00000.tar`, ... of samples `<opaque name>.jpg`, `.cls` and `.json`.
+
+    `.cls` holds the person's number, `.json` the pseudonym. Unlabelled pictures have neither.
+    """
+
+    __slots__ = ("_count", "_shard")
+    SAMPLES = 10_000
+    """In one shard."""
+
+    def begin(self, marks: Marks) -> None:
+        self._count = marks.get("samples", 0)
+        self._open(marks.get("bytes", 0))
+
+    def _open(self, length: int) -> None:
+        name = _name(max(0, self._count - 1) // self.SAMPLES)
+        self._shard = Growing(self.root / name, length)
+
+    def put(self, record: Record, person: str, data: bytes) -> str:
+        if self._count and self._count % self.SAMPLES == 0:
+            self._close()
+            self._shard = Growing(self.root / _name(self._count // self.SAMPLES), 0)
+        self._count += 1
+        members = [(FORMATS[self.kind], data)]
+        if record.identity is not None:
+            members.append((".cls", str(self.number(person)).encode()))
+            members.append((".json", json.dumps({"identity": person}).encode()))
+        start, *_ = [self._member(record.key + suffix, body) for suffix, body in members]
+        return f"{self._shard.path.name}@{start}+{len(data)}"
+
+    def _member(self, name: str, data: bytes) -> int:
+        info = tarfile.TarInfo(name)
+        info.size, info.mtime = len(data), EPOCH
+        head = info.tobuf(tarfile.USTAR_FORMAT)
+        return self._shard.append(head + data + b"\0" * (-len(data) % BLOCK)) + len(head)
+
+    def flush(self) -> Marks:
+        return {"samples": self._count, "bytes": self._shard.sync()}
+
+    def finish(self, pictures: Iterable[Written]) -> Mapping[str, str | None]:
+        self._close()
+        return {}
+
+    def _close(self) -> None:
+        self._shard.append(b"\0" * 2 * BLOCK)
+        self._shard.close()
+
+    def files(self) -> list[str]:
+        return [_name(index) for index in range(max(1, -(-self._count // self.SAMPLES)))]
+
+
+class Img2datasetWriter(WebDatasetWriter):
+    """WebDataset's shards, each with the table `00000.parquet` and `00000_stats.json`."""
+
+    __slots__ = ()
+
+    def finish(self, pictures: Iterable[Written]) -> Mapping[str, str | None]:
+        WebDatasetWriter.finish(self, pictures)
+        for shard, group in groupby(pictures, key=lambda one: one.output.partition("@")[0]):
+            self._describe(Path(shard).stem, list(group))
+        return {}
+
+    def _describe(self, stem: str, group: list[Written]) -> None:
+        columns: dict[str, list[Any]] = {
+            "key": [one.handle for one in group],
+            "identity": [one.person if one.labelled else None for one in group],
+            "status": ["success"] * len(group),
+            "sha256": [one.digest for one in group],
+        }
+        place([parquet(columns)], self.root / f"{stem}.parquet", self.scratch)
+        counts = {"count": len(group), "successes": len(group), "failed_to_download": 0}
+        stats = json.dumps(counts, sort_keys=True) + "\n"
+        place([stats.encode()], self.root / f"{stem}_stats.json", self.scratch)
+
+    def files(self) -> list[str]:
+        stems = [Path(name).stem for name in WebDatasetWriter.files(self)] if self._count else []
+        sides = [f"{stem}{suffix}" for stem in stems for suffix in (".parquet", "_stats.json")]
+        return WebDatasetWriter.files(self) + sides
+
+
+def _name(index: int) -> str:
+    return f"{index:05}.tar"
 
 
 def _label(suffix: str, data: bytes) -> str:

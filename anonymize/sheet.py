@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 
 from anonymize.errors import ReleaseError
-from anonymize.images import decode, encode, read
+from anonymize.images import decode, encode
 from anonymize.readers import open_source
 from anonymize.record import Pixels
+from anonymize.release import opened
 from anonymize.state import read_links
 
 
@@ -31,9 +32,9 @@ def draw(source: Path, release: Path, count: int = 24, columns: int = 4, side: i
     if not pairs:
         raise ReleaseError(f"{release}: nothing was written, so there is nothing to show")
     chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)]
-    load = open_source(source).load
+    load, published = open_source(source).load, opened(release).load
     tiles = [
-        np.hstack([_tile(decode(load(before)), side), _tile(read(release / after), side)])
+        np.hstack([_tile(decode(load(before)), side), _tile(decode(published(after)), side)])
         for before, after in chosen
     ]
     blank = np.full_like(tiles[0], 255)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
@@ -66,6 +66,7 @@ class Row:
 
     handle: str
     person: str
+    labelled: bool
     output: str | None
     digest: str | None
     replaced: int | None
@@ -154,21 +155,32 @@ class State:
         """Inputs whose faces are not known yet."""
         return self._inputs("faces IS NULL AND withheld IS NULL")
 
-    def to_make(self) -> Iterator[tuple[Input, tuple[Face, ...]]]:
-        """Surveyed inputs without an outcome, in the shuffled order, with their faces."""
-        for row in self._inputs("faces IS NOT NULL AND output IS NULL AND withheld IS NULL"):
+    def to_make(self, order: str = "handle") -> Iterator[tuple[Input, tuple[Face, ...]]]:
+        """Surveyed inputs without an outcome, with their faces.
+
+        Args:
+            order: `handle` for the keyed shuffle, `person` for each pseudonym's together.
+        """
+        rows = self._inputs("faces IS NOT NULL AND output IS NULL AND withheld IS NULL", order)
+        for row in rows:
             stored = self.db.execute("SELECT faces FROM inputs WHERE handle = ?", (row.handle,))
             yield row, _faces(stored.fetchone()[0])
 
-    def _inputs(self, where: str) -> Iterator[Input]:
-        last = ""
+    def _inputs(self, where: str, order: str = "handle") -> Iterator[Input]:
+        first = "person" if order == "person" else "''"
+        last = ("", "")
         query = (
             "SELECT handle, source, person, labelled FROM inputs "
-            f"WHERE handle > ? AND {where} ORDER BY handle LIMIT 1000"
+            f"WHERE ({first}, handle) > (?, ?) AND {where} ORDER BY {first}, handle LIMIT 1000"
         )
-        while page := self.db.execute(query, (last,)).fetchall():
+        while page := self.db.execute(query, last).fetchall():
             yield from (Input(h, os.fsdecode(s), p, bool(labelled)) for h, s, p, labelled in page)
-            last = page[-1][0]
+            last = (page[-1][2] if order == "person" else "", page[-1][0])
+
+    def numbers(self) -> dict[str, int]:
+        """Each pseudonym's place among all of them, in their keyed order."""
+        rows = self.db.execute("SELECT DISTINCT person FROM inputs ORDER BY person")
+        return {person: place for place, (person,) in enumerate(rows)}
 
     def surveyed(self, handle: str, faces: tuple[Face, ...], logits: Floats | None) -> None:
         """Journals an input's faces; `commit` makes it last."""
@@ -195,6 +207,17 @@ class State:
             "UPDATE inputs SET output = ?, digest = ?, replaced = ?, withheld = ? WHERE handle = ?",
             (output, digest, replaced, withheld, handle),
         )
+
+    def mark(self, marks: Mapping[str, int]) -> None:
+        """Journals how far the release's files are valid; `commit` makes it last."""
+        self.db.execute("INSERT OR REPLACE INTO meta VALUES ('marks', ?)", (json.dumps(marks),))
+
+    def moved(self, places: Mapping[str, str | None]) -> None:
+        """Journals where pictures lie now; those with None are withheld."""
+        for handle, place in places.items():
+            row = (place, None if place else "no picture was left to pair it with", handle)
+            self.db.execute("UPDATE inputs SET output = ?, withheld = ? WHERE handle = ?", row)
+        self.db.commit()
 
     def commit(self) -> None:
         """Makes what was journalled survive a crash."""
@@ -263,9 +286,30 @@ class State:
     def rows(self) -> Iterator[Row]:
         """Every input's outcome in the order of the opaque handles."""
         query = (
-            "SELECT handle, person, output, digest, replaced, withheld FROM inputs ORDER BY handle"
+            "SELECT handle, person, labelled, output, digest, replaced, withheld "
+            "FROM inputs ORDER BY handle"
         )
-        return (Row(*values) for values in self.db.execute(query))
+        return (Row(h, p, bool(named), *rest) for h, p, named, *rest in self.db.execute(query))
+
+    def outcome(self) -> dict[str, Any]:
+        """The counts of a finished run, as `run.Summary` names them."""
+        read, written, withheld, people, faces = self.db.execute(
+            "SELECT COUNT(*), COUNT(output), COUNT(withheld), "
+            "COUNT(DISTINCT CASE WHEN output IS NOT NULL THEN person END), "
+            "TOTAL(CASE WHEN output IS NOT NULL THEN replaced END) FROM inputs"
+        ).fetchone()
+        reasons = self.db.execute(
+            "SELECT withheld, COUNT(*) FROM inputs WHERE withheld IS NOT NULL "
+            "GROUP BY withheld ORDER BY COUNT(*) DESC, withheld"
+        )
+        return {
+            "read": read,
+            "written": written,
+            "withheld": withheld,
+            "reasons": dict(reasons.fetchall()),
+            "people": people,
+            "faces_replaced": int(faces),
+        }
 
     def links(self) -> Iterator[tuple[str, str]]:
         """(source path below SRC, output path below DST) of everything written."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import pickletools
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from anonymize.errors import ConfigError
 from anonymize.images import limited
-from anonymize.readers import Source
+from anonymize.readers import Source, containers
+from anonymize.record import Record
+from anonymize.writers import Growing, Writer, Written, place
 
 BYTES = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"}
 TRUTH = {"NEWTRUE": True, "NEWFALSE": False}
@@ -50,7 +53,9 @@ class _Bounded:
 
 @dataclass(slots=True)
 class VerificationBin:
-    """Pictures of a `.bin` file. The two of a mated pair share a label; others have their own.
+    """Pictures of a `.bin` file, or of all below a folder.
+
+    The two of a mated pair share a label; others have their own.
 
     Attributes:
         root: SRC.
@@ -62,18 +67,20 @@ class VerificationBin:
 
     def __iter__(self) -> Iterator[Source]:
         self.ignored = {}
-        with self.root.open("rb") as file:
-            places, same = scan(file, self.root)
-        for index, (start, length) in enumerate(places):
-            pair = index // 2
-            label = f"pair {pair}" if same[pair] else f"pair {pair} picture {index % 2}"
-            yield Source(f"@{start}+{length}", label)
+        for path, name in containers(self.root, ".bin"):
+            with path.open("rb") as file:
+                places, same = scan(file, path)
+            for index, (start, length) in enumerate(places):
+                pair = index // 2
+                label = f"{name} pair {pair}" if same[pair] else f"{name} picture {index}"
+                yield Source(f"{name}@{start}+{length}", label.strip())
 
     def load(self, locator: str) -> bytes:
         """One encoded picture."""
-        start, length = (int(number) for number in locator[1:].split("+"))
+        name, _, place = locator.rpartition("@")
+        start, length = (int(number) for number in place.split("+"))
         limited(length)
-        with self.root.open("rb") as file:
+        with (self.root / name if name else self.root).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
@@ -114,3 +121,57 @@ def scan(file: BinaryIO, path: Path) -> tuple[list[tuple[int, int]], list[bool]]
             "for each"
         )
     return places, same
+
+
+class VerificationBinWriter(Writer):
+    """`pairs.bin`: a pickle of encoded pictures, two for each pair, and of which pairs are mated.
+
+    Pictures of one person are paired with each other; who is left over is paired with the next one
+    left over, which makes the non-mated pairs. A mated pair of a source stays one, therefore.
+    Pairs are known last, so until then pictures wait in the private folder; known sets are small.
+    """
+
+    __slots__ = ()
+    NAME = "pairs.bin"
+
+    def put(self, record: Record, person: str, data: bytes) -> str:
+        place([data], self._waiting(record.key), self.scratch)
+        return record.key
+
+    def _waiting(self, handle: str) -> Path:
+        return self.scratch.parent / "pairs" / handle
+
+    def finish(self, pictures: Iterable[Written]) -> Mapping[str, str | None]:
+        pairs, left = _paired(pictures)
+        locators: dict[str, str | None] = dict.fromkeys(left)
+        file = Growing(self.root / self.NAME, 0)
+        file.append(b"\x80\x04](")  # protocol 4, an empty list, and what to append to it
+        for handle in (one for pair in pairs for one in pair[:2]):
+            data = self._waiting(handle).read_bytes()
+            start = file.append(b"B" + struct.pack("<I", len(data))) + 5
+            file.append(data)
+            locators[handle] = f"{self.NAME}@{start}+{len(data)}"
+        same = b"".join(b"\x88" if mated else b"\x89" for *_, mated in pairs)
+        file.append(b"e](" + same + b"e\x86.")
+        file.close()
+        return locators
+
+    def files(self) -> list[str]:
+        return [self.NAME]
+
+
+def _paired(pictures: Iterable[Written]) -> tuple[list[tuple[str, str, bool]], list[str]]:
+    """Pairs of handles and whether they show one person; the handle that found no partner."""
+    pairs, waiting, single = [], dict[str, str](), None
+    for one in pictures:
+        if (partner := waiting.pop(one.person, None)) is not None:
+            pairs.append((partner, one.handle, True))
+        else:
+            waiting[one.person] = one.handle
+    for person in sorted(waiting):
+        if single is None:
+            single = waiting[person]
+        else:
+            pairs.append((single, waiting[person], False))
+            single = None
+    return pairs, [] if single is None else [single]

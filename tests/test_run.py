@@ -310,7 +310,6 @@ def test_outputs_that_match_their_source_are_withheld(
 ) -> None:
     """Verification does not trust the generator."""
     from anonymize import aligners, identities, stages
-    from anonymize import run as module
 
     face = MTCNN()([portrait])[0][0]
     crop = aligners.align(portrait, face).crop
@@ -318,7 +317,7 @@ def test_outputs_that_match_their_source_are_withheld(
     monkeypatch.setattr(Copy, "original", crop, raising=False)
     code = np.ones(128, np.float32)
     nobody = identities.Person(code, 0, 1, True)
-    monkeypatch.setattr(module, "invent", lambda *a, **_: dict.fromkeys(a[2], nobody))
+    monkeypatch.setattr(identities, "invent", lambda *a, **_: dict.fromkeys(a[2], nobody))
     monkeypatch.setattr(stages, "invent", lambda *a, **_: dict.fromkeys(a[2], nobody))
     save(tmp_path / "people" / "someone" / "a.png", portrait)
     recipe = Recipe(generator="test_run:Copy", context_codes=False)
@@ -341,7 +340,6 @@ def test_new_people_who_look_like_the_old_are_cast_again(
     portrait: Pixels, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from anonymize import aligners, identities
-    from anonymize import run as module
 
     images = [portrait, *(read(sorted(p.glob("*.jpg"))[0]) for p in sorted(people.iterdir()))]
     embeddings = DlibEmbedder()([chip(i, MTCNN()([i])[0][0].landmarks) for i in images])
@@ -356,7 +354,7 @@ def test_new_people_who_look_like_the_old_are_cast_again(
         person = identities.Person(np.full(128, 1 + casting, np.float32), 0, 1, True)
         return dict.fromkeys(arguments[2], person)
 
-    monkeypatch.setattr(module, "invent", invent)
+    monkeypatch.setattr(identities, "invent", invent)
     save(tmp_path / "people" / "someone" / "a.png", portrait)
     recipe = Recipe(generator="test_run:Second", context_codes=False, format="png")
     summary = run(tmp_path / "people", tmp_path / "release", recipe, key=KEY)
@@ -390,10 +388,9 @@ def test_a_failing_generator_leaks_nothing(
     portrait: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: str, reason: str
 ) -> None:
     from anonymize import identities
-    from anonymize import run as module
 
     nobody = identities.Person(np.ones(128, np.float32), 0, 1, True)
-    monkeypatch.setattr(module, "invent", lambda *a, **_: dict.fromkeys(a[2], nobody))
+    monkeypatch.setattr(identities, "invent", lambda *a, **_: dict.fromkeys(a[2], nobody))
     save(tmp_path / "people" / "someone" / "a.png", portrait)
     recipe = Recipe(generator=f"test_run:{generator}", context_codes=False)
     summary = run(tmp_path / "people", tmp_path / "release", recipe, key=KEY)
@@ -500,12 +497,12 @@ def test_an_unknown_generator_leaves_nothing_behind(dataset: Path, tmp_path: Pat
 def test_a_late_error_keeps_key_and_journal(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anonymize import run as module
+    from anonymize import identities
 
     def fails(*_: object, **__: object) -> None:
         raise ConfigError("late")
 
-    monkeypatch.setattr(module, "invent", fails)
+    monkeypatch.setattr(identities, "invent", fails)
     with pytest.raises(ConfigError, match="late"):
         run(dataset, tmp_path / "release", key=KEY)
     monkeypatch.undo()
