@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageFile,
+    ImageOps,
+    IptcImagePlugin,
+    UnidentifiedImageError,
+)
 
 from anonymize.errors import Withhold
 from anonymize.record import Pixels
@@ -96,6 +104,85 @@ def _rgb(picture: Image.Image) -> Pixels:
         white = Image.new("RGBA", layers.size, "white")
         picture = Image.alpha_composite(white, layers)
     return np.array(picture.convert("RGB"), np.uint8)
+
+
+DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, AttributeError),
+    *(struct.error, MemoryError, OverflowError),
+)
+"""What Pillow raises over files that are not what they should be."""
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    """What a picture file holds beside its pixels: texts by the name of their tag.
+
+    Names are EXIF's own (`GPSLatitude`, `Artist`, `BodySerialNumber`, ...), `Thumbnail` for the
+    small picture within EXIF, `AttachedPictures` for those behind the first (MPO), `IPTC 2:80` and
+    the like for IPTC's data sets, and `xmp`, `icc_profile`, `comment` or a PNG's own keys.
+    `damaged` stands for a part that cannot be read.
+
+    Raises:
+        Withhold: the file is no picture, or damaged as a whole.
+    """
+    found: dict[str, str] = {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as picture:
+                _check(picture, MAX_PIXELS)
+                if picture.format == "PNG":
+                    picture.load()  # a PNG's texts may stand behind its pixels
+                for part in (_info, _iptc, _exif):
+                    try:
+                        found |= part(picture)
+                    except DAMAGE as error:
+                        found["damaged"] = str(error)
+    except UnidentifiedImageError as error:
+        raise Withhold("file is not a picture") from error
+    except DAMAGE as error:
+        raise Withhold("picture is damaged or cut short") from error
+    return found
+
+
+STRUCTURE = frozenset({"exif", "dpi", "gamma", "jfif", "progressive", "adobe", "transparency"})
+"""What Pillow reports of a file beside texts; prefixes of such names."""
+
+
+def _info(picture: ImageFile.ImageFile) -> dict[str, str]:
+    """What Pillow finds on opening: XMP, ICC, comments, a PNG's keys, further pictures."""
+    names = {"XML:com.adobe.xmp": "xmp", "Raw profile type xmp": "xmp"}
+    behind = getattr(picture, "n_frames", 1) - 1 if picture.format == "MPO" else 0
+    attached = {"AttachedPictures": str(behind)} if behind else {}
+    return attached | {
+        names.get(str(name), str(name)): _text(value)
+        for name, value in picture.info.items()
+        if isinstance(value, str | bytes) and not str(name).startswith(tuple(STRUCTURE))
+    }
+
+
+def _iptc(picture: ImageFile.ImageFile) -> dict[str, str]:
+    sets = IptcImagePlugin.getiptcinfo(picture) or {}
+    return {f"IPTC {record}:{number}": _text(value) for (record, number), value in sets.items()}
+
+
+def _exif(picture: ImageFile.ImageFile) -> dict[str, str]:
+    """Tags of the main, the Exif and the GPS directory, and whether there is a thumbnail."""
+    exif = picture.getexif()
+    tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
+    found = {ExifTags.TAGS.get(tag, f"tag {tag}"): _text(value) for tag, value in tags.items()}
+    places = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    found |= {ExifTags.GPSTAGS.get(tag, f"GPS {tag}"): _text(v) for tag, v in places.items()}
+    small = exif.get_ifd(ExifTags.IFD.IFD1)
+    if ExifTags.Base.JpegIFOffset in small or ExifTags.Base.StripOffsets in small:
+        found["Thumbnail"] = f"{small.get(ExifTags.Base.JpegIFByteCount, '?')} bytes"
+    return found
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, bytes):
+        return str(value).strip("\0 ")
+    wide = len(value) > 3 and not value[1] and not value[3]  # Windows' tags are UTF-16
+    return value.decode("utf-16-le" if wide else "utf-8", "replace").replace("\0", "").strip()
 
 
 def encode(image: Pixels, kind: str = "jpg", quality: int = 95) -> bytes:

@@ -26,21 +26,28 @@ def render(
         beside: reports of other methods over the same originals, for the plane.
         images: JPEG pairs (before, after) that the user chose to show.
     """
-    from jinja2 import Environment
-
-    template = (files("anonymize.eval") / "page.html").read_text("utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["spread"] = spread
-    return environment.from_string(template).render(
+    return fill(
+        "page.html",
         report=report,
         threats=[row for row in report["attacks"] if row["attack"] not in NOT_RISKS],
         floor=_floor(report),
-        bars=_svg(lambda axes: _bars(axes, report), 8.6, 0.6 + 0.34 * _count(report)),
-        histograms=_svg(lambda axes: _histograms(axes, report), 8.6, 2.6, 3),
-        curves=_svg(lambda axes: _curves(axes, report), 8.6, 3.4, 2),
-        plane=_svg(lambda axes: _plane(axes, [report, *beside]), 6.4, 4.2),
+        bars=svg(lambda axes: _bars(axes, report), 8.6, 0.6 + 0.34 * _count(report)),
+        histograms=svg(lambda axes: _histograms(axes, report), 8.6, 2.6, 3),
+        curves=svg(lambda axes: _curves(axes, report), 8.6, 3.4, 2),
+        plane=svg(lambda axes: _plane(axes, [report, *beside]), 6.4, 4.2),
         images=[tuple(base64.b64encode(side).decode() for side in pair) for pair in images],
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A page from a template of this package; all of them share `base.html`."""
+    from jinja2 import Environment, FunctionLoader
+
+    folder = files("anonymize.eval")
+    loader = FunctionLoader(lambda name: (folder / name).read_text("utf-8"))
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["spread"] = spread
+    return str(environment.get_template(template).render(**values))
 
 
 def _floor(report: dict[str, Any]) -> str:
@@ -60,8 +67,14 @@ def _count(report: dict[str, Any]) -> int:
     return sum(row["attack"] not in NOT_RISKS for row in report["attacks"])
 
 
-def _svg(draw: Callable[[Any], None], width: float, height: float, columns: int = 1) -> str:
-    """An SVG by matplotlib, text kept as text, the same bytes every time."""
+def svg(draw: Callable[[Any], None], width: float, height: float, columns: int = 1) -> str:
+    """An SVG by matplotlib, text kept as text, the same bytes every time.
+
+    Args:
+        draw: receives the axes, or the row of them.
+        width, height: in inches.
+        columns: how many axes stand side by side.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -51,7 +51,7 @@ def build(
         gates: limits and whether they held.
         about: what is known of the release, from `describe`.
     """
-    report: dict[str, Any] = _plain(
+    report: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
             "verdict": verdict(evaluation.attacks, evaluation.unchanged),
@@ -119,12 +119,12 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON-ready: numbers rounded to 6 digits, those that are no numbers become null."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value
