@@ -42,6 +42,8 @@ def main() -> None:
 @click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--workers", type=click.IntRange(1), help="Threads.  [default: all cores]")
 @click.option("--limit", type=click.IntRange(1), help="Only so many pictures, chosen by the key.")
+@click.option("--exclude", type=FILE, help="Labels of people to leave out, one a line.")
+@click.option("--clean-list", type=FILE, help="Take only the pictures of this list, as labelled.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--overwrite", is_flag=True, help="Destroy an earlier release in DST first.")
 @click.option(
@@ -105,6 +107,7 @@ def run(
             dst,
             recipe,
             key=_key(key_file),
+            people_file=_people(key_file),
             workers=workers or os.cpu_count() or 1,
             resume=resume,
             overwrite=overwrite,
@@ -119,6 +122,48 @@ def run(
         share = summary.withheld / summary.read
         say(f"anonymize: {share:.1%} withheld, more than --max-withheld allows")
         sys.exit(GATE)
+
+
+@main.command()
+@click.argument("src", type=FOLDER)
+@click.argument("dst", type=FOLDER)
+@click.option("--exclude", type=FILE, help="Labels of people to leave out, one a line.")
+@click.option("--key-file", type=FILE, help="The key that the release was made with.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@reported
+def add(
+    src: Path, dst: Path, exclude: Path | None, key_file: Path | None, device: str, as_json: bool
+) -> None:
+    """Take pictures that were added to SRC since into its release DST, which is not sealed yet.
+
+    Nobody who is there already changes; new pictures of them show the same new person. A sealed
+    release is made again into another DST, with the same --key-file.
+    """
+    import torch
+
+    from anonymize.run import run as anonymize
+
+    torch.set_num_threads(1)
+    with Meter() as meter:
+        summary = anonymize(
+            src,
+            dst,
+            key=_key(key_file) if key_file is not None and key_file.exists() else None,
+            people_file=_people(key_file),
+            exclude=exclude,
+            workers=os.cpu_count() or 1,
+            device=device,
+            add=True,
+            progress=meter,
+        )
+    result = json.dumps({"schema": 1, **asdict(summary)}) if as_json else _table(summary, dst)
+    click.echo(result)
+
+
+def _people(key_file: Path | None) -> Path | None:
+    """Where the new people of a kept key are kept: beside it."""
+    return None if key_file is None else key_file.with_name(f"{key_file.name}.people")
 
 
 def _key(path: Path | None) -> bytes | None:

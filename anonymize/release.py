@@ -13,8 +13,9 @@ from PIL import Image
 
 from anonymize.errors import ReleaseError, Withhold
 from anonymize.readers import Reader, open_source
-from anonymize.run import MANIFEST, RUN, sha256
+from anonymize.run import MANIFEST, RUN
 from anonymize.state import State, destroy, private_folder
+from anonymize.writers import sha256
 
 HARMLESS = frozenset({"jfif", "jfif_version", "jfif_unit", "jfif_density"})
 """What Pillow reports for a JPEG that holds nothing but pixels."""

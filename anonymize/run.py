@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import json
 import platform
 import shutil
@@ -16,21 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from anonymize import identities, registry, seeds
+from anonymize import identities, kept, registry, seeds
 from anonymize import recipe as recipes
 from anonymize.devices import choose
 from anonymize.embedders import DlibEmbedder
+from anonymize.enrolment import Choice, enrol, open_again
 from anonymize.errors import ConfigError, ReleaseError
-from anonymize.identities import Person, pseudonym
+from anonymize.identities import Person
 from anonymize.images import decode, encode
+from anonymize.lists import read_labels
 from anonymize.packages import version
 from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
-from anonymize.readers import Reader, fingerprint, open_source, sniff
+from anonymize.readers import Reader, open_source
 from anonymize.recipe import Recipe
 from anonymize.record import Floats, Record
 from anonymize.stages import Replace, Survey
 from anonymize.state import Input, Row, State, private_folder
-from anonymize.writers import Writer, Written, place
+from anonymize.writers import Writer, Written, place, sha256
 
 MANIFEST, RUN = "manifest.jsonl", "run.json"
 COMMIT = 16
@@ -68,8 +68,12 @@ def run(
     batch_size: int = 4,
     workers: int = 1,
     limit: int | None = None,
+    exclude: Path | None = None,
+    clean_list: Path | None = None,
+    people_file: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    add: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Summary:
     """Anonymises the folder `source` into the folder `release`.
@@ -83,8 +87,13 @@ def run(
         batch_size: pictures per group; of no effect on the result.
         workers: threads; of no effect on the result.
         limit: only the first so many pictures, in the keyed order.
+        exclude: labels of people who are left out, one a line.
+        clean_list: the pictures to take, and their labels (`anonymize.lists.Clean`).
+        people_file: the people of this key, read and added to, so that whoever was published once
+            stays the same new person whoever else comes or goes.
         resume: go on with a run that was interrupted.
         overwrite: destroy an earlier release of ours in `release` first.
+        add: take in what was added to `source` since the run, with the people it has.
         progress: told how far it is.
 
     Raises:
@@ -96,12 +105,18 @@ def run(
         raise ConfigError(f"got batch size {batch_size}, workers {workers}: expected 1 or more")
     check_places(source, release)
     open_source(source, recipe.reader, **recipe.reader_options)  # before anything is overwritten
-    state = open_state(release, key, resume, overwrite)
+    choice = Choice(limit, read_labels(exclude) if exclude else set(), clean_list)
+    state = open_state(release, key, resume or add, overwrite)
     try:
-        job = _Run(source, release, recipe, state, choose(device), batch_size, workers, progress)
-        return job.whole(limit)
+        if add:
+            state.reopen()
+            stored = json.loads(state.get("recipe") or "{}")
+            recipe = recipes.build(Recipe, stored, str(state.folder))
+        spread = (choose(device), batch_size, workers, progress)
+        job = _Run(source, release, recipe, state, *spread, people_file)
+        return job.whole(choice)
     except ConfigError:
-        if not resume and not state.count("faces IS NOT NULL OR withheld IS NOT NULL"):
+        if not (resume or add) and not state.count("faces IS NOT NULL OR withheld IS NOT NULL"):
             state.close()  # nothing was begun: leave nothing behind
             shutil.rmtree(state.folder)
         raise
@@ -160,6 +175,7 @@ class _Run:
     batch: int
     workers: int
     progress: Progress
+    people_file: Path | None
     generator: Any = None
     detector: Any = None
     auditor: Any = None
@@ -169,12 +185,12 @@ class _Run:
     reader: Reader = field(init=False)
     writer: Writer = field(init=False)
 
-    def whole(self, limit: int | None) -> Summary:
+    def whole(self, choice: Choice) -> Summary:
         self._remember_recipe()
-        self._open_source(limit)
+        self.reader = open_again(self.state, self.source, self.recipe, choice)
         if self.state.get("summary") is not None:
             return Summary(**json.loads(self.state.get("summary") or ""))
-        ignored = self._enrol(limit)
+        ignored = enrol(self.state, self.reader, choice)
         self._components()
         self.release.mkdir(parents=True, exist_ok=True)
         self._survey()
@@ -182,42 +198,12 @@ class _Run:
         self._make()
         return self._finish(ignored)
 
-    def _open_source(self, limit: int | None) -> None:
-        """Opens SRC; a resumed run must find what was enrolled, and read it in the same way."""
-        recipe, known = self.recipe, self.state.get("source")
-        name = recipe.reader or sniff(self.source)
-        mark = json.dumps([name, fingerprint(self.source), limit])
-        if known is not None and known != mark:
-            raise ConfigError(
-                f"SRC {self.source} (or --from, or --limit) is not what this run was begun with: "
-                "resume it with the same, or start another release"
-            )
-        self.state.set("source", mark)
-        self.reader = open_source(self.source, name, **recipe.reader_options)
-
     def _remember_recipe(self) -> None:
-        digest, known = recipes.digest(self.recipe), self.state.get("recipe")
-        if known is not None and known != digest:
+        values = json.dumps(recipes.as_dict(self.recipe), sort_keys=True)
+        known = self.state.get("recipe")
+        if known is not None and known != values:
             raise ConfigError("this run was begun with another recipe: resume it with that one")
-        self.state.set("recipe", digest)
-
-    def _enrol(self, limit: int | None) -> dict[str, int]:
-        """Puts every picture of the source into the journal once, in the keyed order."""
-        stored = self.state.get("ignored")
-        if stored is not None:
-            return dict[str, int](json.loads(stored))
-        inputs: Iterable[Input] = (self._input(i.path, i.label) for i in self.reader)
-        if limit is not None:
-            inputs = heapq.nsmallest(limit, inputs, key=lambda item: item.handle)
-        if not self.state.enrol(inputs):
-            raise ConfigError(f"SRC {self.source}: found no picture in it or below it")
-        self.state.set("ignored", json.dumps(self.reader.ignored))
-        return self.reader.ignored
-
-    def _input(self, path: str, label: str | None) -> Input:
-        key = self.state.key
-        person = pseudonym(key, f"picture {path}" if label is None else f"label {label}")
-        return Input(seeds.handle(key, "picture", path), path, person, label is not None)
+        self.state.set("recipe", values)
 
     def _components(self) -> None:
         recipe, device = self.recipe, self.device
@@ -304,9 +290,14 @@ class _Run:
         self.templates = self.state.templates()
         if self.state.get("planned"):
             return
-        people = self.state.people()
-        cast = identities.cast(self.generator.prior, self.state.key, people, self._resembling)
-        self.state.plan(cast)
+        weights, people = self.state.get("weights") or "", self.state.people()
+        known = kept.load(self.people_file, weights) if self.people_file else {}
+        known |= self.state.planned()
+        prior, key = self.generator.prior, self.state.key
+        drawn = identities.cast(prior, key, people, self._resembling, known)
+        self.state.plan({name: (known | drawn)[name] for name in people})
+        if self.people_file:
+            kept.keep(self.people_file, weights, self.state.planned())
         self.state.set("planned", "1")
 
     def _resembling(self, cast: Mapping[str, Person]) -> set[str]:
@@ -344,7 +335,8 @@ class _Run:
 
     def _make(self) -> None:
         """Second pass: replace, audit, verify, write."""
-        replace = self._replacer(self.state.codes())
+        people = self.state.planned()
+        replace = self._replacer({name: person.code for name, person in people.items()})
         stage = self._spread(each(self._load), batched(replace, self.batch))
         writer = self.writer
         writer.begin(json.loads(self.state.get("marks") or "{}"))
@@ -431,9 +423,3 @@ def _manifest(rows: Iterable[Row]) -> Iterator[bytes]:
             "withheld": row.withheld,
         }
         yield (json.dumps(line) + "\n").encode()
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

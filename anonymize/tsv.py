@@ -57,8 +57,10 @@ class MsCelebTsv:
                 try:
                     if len(line) == LONGEST:
                         raise DamagedError(position, f"a row of more than {LONGEST} bytes")
-                    mid = _columns(line, position)[0]
-                    yield Source(f"{name}@{position}+{len(line)}", mid.decode("utf-8"))
+                    columns = _columns(line, position)
+                    mid = columns[0].decode("utf-8")
+                    place = f"{name}@{position}+{len(line)}"
+                    yield Source(place, mid, _listed(mid, columns))
                 except (DamagedError, UnicodeDecodeError) as error:
                     if not self.skip_bad:
                         raise ConfigError(
@@ -108,6 +110,13 @@ class MsCelebTsvWriter(Writer):
 
     def files(self) -> list[str]:
         return [self.NAME]
+
+
+def _listed(mid: str, columns: list[bytes]) -> str:
+    """What clean lists call a row: `MID/rank-FaceId-n`."""
+    rank = columns[1] if len(columns) == 7 else columns[2]
+    face = columns[4] if len(columns) == 7 else b"FaceId-0"
+    return f"{mid}/{rank.decode('utf-8', 'replace')}-{face.decode('utf-8', 'replace')}"
 
 
 def _columns(line: bytes, position: int) -> list[bytes]:

@@ -168,3 +168,9 @@ def place(data: Iterable[bytes], target: Path, scratch: Path) -> str:
     os.utime(partial, (EPOCH, EPOCH))
     partial.replace(target)
     return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
