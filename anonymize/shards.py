@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anonymize.errors import ConfigError
-from anonymize.images import SUFFIXES, limited
+from anonymize.images import SUFFIXES, read_part
 from anonymize.readers import DamagedError, Source, containers
 
 BLOCK = 512
@@ -181,10 +181,7 @@ class WebDataset:
         """The picture file of a sample."""
         name, _, place = locator.rpartition("@")
         start, length = (int(number) for number in place.split("+"))
-        limited(length)
-        with (self.root / name if name else self.root).open("rb") as file:
-            file.seek(start)
-            return file.read(length)
+        return read_part(self.root / name if name else self.root, start, length)
 
 
 def _label(suffix: str, data: bytes) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anonymize.errors import ConfigError
-from anonymize.images import limited
+from anonymize.images import read_part
 from anonymize.readers import Source
 
 BYTES = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"}
@@ -72,10 +72,7 @@ class VerificationBin:
     def load(self, locator: str) -> bytes:
         """One encoded picture."""
         start, length = (int(number) for number in locator[1:].split("+"))
-        limited(length)
-        with self.root.open("rb") as file:
-            file.seek(start)
-            return file.read(length)
+        return read_part(self.root, start, length)
 
 
 def scan(file: BinaryIO, path: Path) -> tuple[list[tuple[int, int]], list[bool]]:
