@@ -8,7 +8,7 @@ import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,22 @@ import numpy as np
 
 from anonymize import recipe as recipes
 from anonymize import registry, seeds
+from anonymize.aligners import align
 from anonymize.devices import choose
 from anonymize.embedders import DlibEmbedder
 from anonymize.errors import ConfigError, ReleaseError
+from anonymize.generators import Job, Learner
 from anonymize.identities import invent, pseudonym
 from anonymize.images import decode, encode
 from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
 from anonymize.readers import Reader, fingerprint, open_source, sniff
 from anonymize.recipe import Recipe
 from anonymize.record import Record
-from anonymize.stages import Replace, Survey
+from anonymize.stages import Replace, Survey, job
 from anonymize.state import Input, Row, State, private_folder
 from anonymize.writers import FolderWriter, place
 
-MANIFEST, RUN = "manifest.jsonl", "run.json"
+MANIFEST, RUN, LEARNT = "manifest.jsonl", "run.json", "learnt"
 BASELINE_NOTE = "not anonymisation: the real face is obscured, not replaced"
 
 Progress = Callable[[str, int, int, int], None]
@@ -167,6 +169,7 @@ class _Run:
         self.release.mkdir(parents=True, exist_ok=True)
         self._survey()
         self._invent()
+        self._learn()
         self._make()
         return self._finish(ignored)
 
@@ -258,11 +261,37 @@ class _Run:
 
     def _invent(self) -> None:
         """Draws the new people once every context has been seen."""
-        if self.generator.baseline or self.state.get("planned"):
+        prior = getattr(self.generator, "prior", None)
+        if prior is None or self.state.get("planned"):
             return
-        people = self.state.people()
-        self.state.plan(invent(self.generator.prior, self.state.key, people))
+        self.state.plan(invent(prior, self.state.key, self.state.people()))
         self.state.set("planned", "1")
+
+    def _learn(self) -> None:
+        """Shows everybody to a generator that must know them all."""
+        if not isinstance(self.generator, Learner):
+            return
+        kept = self.state.folder / LEARNT
+        if not kept.is_file():  # else some faces may be made already: people stay as grouped
+            place(self.generator.fit(self._subjects()), kept, self.state.scratch)
+        self.generator.restore(kept.read_bytes())
+
+    def _subjects(self) -> Iterator[Job]:
+        """The labelled face of every surveyed picture, aligned, in the keyed order."""
+        generator, withheld = self.generator, self.state.count("withheld IS NOT NULL")
+
+        def aligned(record: Record) -> Record:
+            return record.but(faces=(align(record.image, record.faces[0], generator.size),))
+
+        labelled = ((i, faces) for i, faces in self.state.to_make() if i.labelled)
+        stage = self._spread(each(self._load), each(aligned))
+        records = stage(self._empty(i).but(faces=faces) for i, faces in labelled)
+        total = self.state.count("labelled AND faces IS NOT NULL AND withheld IS NULL")
+        for done, record in enumerate(records, 1):
+            self.progress("learn", done, total, withheld)
+            if record.withheld is None:  # else the second pass says so again
+                blank = job(record.faces[0], self.recipe.region, generator.baseline)
+                yield replace(blank, person=record.identity)
 
     def _make(self) -> None:
         """Second pass: replace, audit, verify, write."""
@@ -327,7 +356,7 @@ class _Run:
             "schema": 1,
             "tool": f"anonymize {_version('anonymize')}",
             "recipe": _published(self.recipe),
-            "label": BASELINE_NOTE if self.generator.baseline else "anonymisation",
+            "label": promise(self.generator),
             "weights": getattr(self.generator, "hashes", {}),
             "identities": self.state.plan_summary(),
             "counts": {k: v for k, v in asdict(summary).items() if k != "ignored"},
@@ -337,6 +366,12 @@ class _Run:
             "manifest_sha256": manifest,
         }
         return (json.dumps(description, indent=2, sort_keys=True) + "\n").encode()
+
+
+def promise(generator: Any) -> str:
+    """What may be said of a generator's releases in one line; its class will do."""
+    usual = BASELINE_NOTE if generator.baseline else "anonymisation"
+    return str(getattr(generator, "label", usual))
 
 
 def _published(recipe: Recipe) -> dict[str, Any]:
