@@ -18,7 +18,7 @@ LAYERS = [
     {"manifest", "recordio", "shards", "tsv", "verification"},
     {"inpaint", "blenders", "recipe", "writers", "faces", "cells"},
     {"generators", "ksame"},
-    {"stages", "state", "train"},
+    {"stages", "state", "train", "testing"},
     {"run"},
     {"release", "sheet", "doctor"},
     {"cli"},
