@@ -9,6 +9,8 @@ The papers prove this for one picture per person. With several, pictures of one 
 different groups, and whoever is in all of these groups is found. Therefore people are grouped here,
 not pictures: a person's aligned pictures are averaged first, and all of them get the face of that
 person's one group. The proof is about the face only; hair, clothes and scenery stay as they are.
+And it is about one release: another key, or other people, makes other groups, so whoever sees two
+releases of the same people may know both groups of a person, who has fewer to hide among.
 """
 
 from __future__ import annotations
