@@ -248,7 +248,7 @@ def grouped(points: Floats, k: int) -> list[Rows]:
     free, squares, groups = np.ones(len(points), bool), (points**2).sum(1), []
     while free.sum() >= 2 * k:
         first = int(free.argmax())
-        apart = np.where(free, squares - 2 * points @ points[first], np.inf)
+        apart = np.where(free, squares - 2 * (points @ points[first]), np.inf)
         apart[first] = -np.inf
         groups.append(np.argsort(apart, kind="stable")[:k])
         free[groups[-1]] = False
