@@ -95,11 +95,12 @@ def run(
     import torch
 
     from anonymize import registry
-    from anonymize.run import BASELINE_NOTE
+    from anonymize.generators import promise
     from anonymize.run import run as anonymize
 
-    if registry.find("generator", recipe.generator)[0].baseline:
-        say(f"{recipe.generator}: {BASELINE_NOTE}")
+    made = registry.find("generator", recipe.generator)[0]
+    if made.baseline:
+        say(f"{recipe.generator}: {promise(made)}")
     torch.set_num_threads(1)  # threads work on different pictures; see devices.invariant
     with Meter() as meter:
         summary = anonymize(

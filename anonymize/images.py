@@ -60,6 +60,24 @@ def read_file(path: Path) -> bytes:
         raise Withhold("not a readable file") from error
 
 
+def read_part(path: Path, start: int, length: int) -> bytes:
+    """So many bytes of a file from an offset on.
+
+    Raises:
+        Withhold: more than a picture may have, not a file that can be read, or it ends before.
+    """
+    limited(length)
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+    except OSError as error:
+        raise Withhold("not a readable file") from error
+    if len(data) < length:
+        raise Withhold("file is cut short")
+    return data
+
+
 def limited(size: int) -> None:
     """Refuses to read pictures of more than `MAX_BYTES`.
 

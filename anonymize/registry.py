@@ -42,6 +42,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "blur": "anonymize.generators:Blur",
         "pixelate": "anonymize.generators:Pixelate",
         "mask": "anonymize.generators:Mask",
+        "k-same-pixel": "anonymize.ksame:KSamePixel",
+        "k-same-eigen": "anonymize.ksame:KSameEigen",
+        "k-same-select": "anonymize.ksame:KSameSelect",
     },
 }
 

@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from anonymize import identities, kept, registry, seeds
+from anonymize import identities, kept, registry
 from anonymize import recipe as recipes
+from anonymize.aligners import align
 from anonymize.devices import choose
 from anonymize.embedders import DlibEmbedder
 from anonymize.enrolment import Choice, enrol, open_again
-from anonymize.errors import ConfigError, ReleaseError
+from anonymize.errors import ConfigError
+from anonymize.generators import Job, Learner, promise
 from anonymize.identities import Person
 from anonymize.images import decode, encode
 from anonymize.lists import read_labels
@@ -28,18 +30,17 @@ from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
 from anonymize.readers import Reader, open_source
 from anonymize.recipe import Recipe
 from anonymize.record import Floats, Record
-from anonymize.stages import Replace, Survey
-from anonymize.state import Input, Row, State, private_folder
+from anonymize.stages import Replace, Survey, job
+from anonymize.state import Input, Row, State, open_state
 from anonymize.writers import Writer, Written, place, sha256
 
-MANIFEST, RUN = "manifest.jsonl", "run.json"
+MANIFEST, RUN, LEARNT = "manifest.jsonl", "run.json", "learnt"
 COMMIT = 16
 """Pictures between two commits of the journal."""
 
 DRAFTS = 2
 """Pictures of a person into which the new one is drawn to see that."""
 
-BASELINE_NOTE = "not anonymisation: the real face is obscured, not replaced"
 
 Progress = Callable[[str, int, int, int], None]
 """Called with the phase, how many pictures are done, of how many, and how many are withheld."""
@@ -140,31 +141,6 @@ def check_places(source: Path, release: Path) -> None:
         )
 
 
-def open_state(release: Path, key: bytes | None, resume: bool, overwrite: bool) -> State:
-    """Opens or creates the private state of a release, never touching foreign files."""
-    private = private_folder(release)
-    if overwrite and private.is_dir():
-        State(private).close()  # refuses a folder that is not ours
-        shutil.rmtree(private)
-        shutil.rmtree(release, ignore_errors=True)
-    if resume:
-        if not private.is_dir():
-            raise ReleaseError(f"nothing to resume: {private} does not exist; run without --resume")
-        state = State(private)
-        if key is not None and key != state.key:
-            raise ConfigError(f"--key-file holds another key than {private}; resume with that one")
-        return state
-    if private.exists():
-        raise ReleaseError(
-            f"{private} exists: add --resume to go on with that run, or --overwrite to destroy it"
-        )
-    if release.exists() and (not release.is_dir() or any(release.iterdir())):
-        raise ReleaseError(
-            f"DST {release} is not an empty folder: choose another, or remove what is in it"
-        )
-    return State(private, key or seeds.new_key())
-
-
 @dataclass(slots=True)
 class _Run:
     source: Path
@@ -195,6 +171,7 @@ class _Run:
         self.release.mkdir(parents=True, exist_ok=True)
         self._survey()
         self._invent()
+        self._learn()
         self._make()
         return self._finish(ignored)
 
@@ -288,13 +265,13 @@ class _Run:
         if self.generator.baseline:
             return
         self.templates = self.state.templates()
-        if self.state.get("planned"):
+        prior = getattr(self.generator, "prior", None)
+        if prior is None or self.state.get("planned"):
             return
         weights, people = self.state.get("weights") or "", self.state.people()
         known = kept.load(self.people_file, weights) if self.people_file else {}
         known |= self.state.planned()
-        prior, key = self.generator.prior, self.state.key
-        drawn = identities.cast(prior, key, people, self._resembling, known)
+        drawn = identities.cast(prior, self.state.key, people, self._resembling, known)
         self.state.plan({name: (known | drawn)[name] for name in people})
         if self.people_file:
             kept.keep(self.people_file, weights, self.state.planned())
@@ -318,6 +295,32 @@ class _Run:
             self.progress("cast", done, len(cast), withheld)
         self.inputs.clear()
         return found
+
+    def _learn(self) -> None:
+        """Shows everybody to a generator that must know them all."""
+        if not isinstance(self.generator, Learner):
+            return
+        learnt = self.state.folder / LEARNT
+        if not learnt.is_file():  # else some faces may be made already: people stay as grouped
+            place([self.generator.fit(self._subjects())], learnt, self.state.scratch)
+        self.generator.restore(learnt.read_bytes())
+
+    def _subjects(self) -> Iterator[Job]:
+        """The labelled face of every surveyed picture, aligned, in the keyed order."""
+        generator, withheld = self.generator, self.state.count("withheld IS NOT NULL")
+
+        def aligned(record: Record) -> Record:
+            return record.but(faces=(align(record.image, record.faces[0], generator.size),))
+
+        labelled = ((i, faces) for i, faces in self.state.to_make() if i.labelled)
+        stage = self._spread(each(self._load), each(aligned))
+        records = stage(self._empty(i).but(faces=faces) for i, faces in labelled)
+        total = self.state.count("labelled AND faces IS NOT NULL AND withheld IS NULL")
+        for done, record in enumerate(records, 1):
+            self.progress("learn", done, total, withheld)
+            if record.withheld is None:  # else the second pass says so again
+                blank = job(record.faces[0], self.recipe.region, generator.baseline)
+                yield replace(blank, person=record.identity)
 
     def _replacer(self, codes: Mapping[str, Floats]) -> Replace:
         recipe = self.recipe
@@ -389,7 +392,7 @@ class _Run:
             "schema": 1,
             "tool": f"anonymize {version('anonymize')}",
             "recipe": _published(self.recipe),
-            "label": BASELINE_NOTE if self.generator.baseline else "anonymisation",
+            "label": promise(self.generator),
             "weights": getattr(self.generator, "hashes", {}),
             "identities": self.state.plan_summary(),
             "counts": {k: v for k, v in asdict(summary).items() if k != "ignored"},

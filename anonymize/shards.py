@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anonymize.errors import ConfigError
-from anonymize.images import FORMATS, SUFFIXES, limited
+from anonymize.images import FORMATS, SUFFIXES, read_part
 from anonymize.manifest import parquet
 from anonymize.readers import DamagedError, Source, containers
 from anonymize.record import Record
@@ -186,10 +186,7 @@ class WebDataset:
         """The picture file of a sample."""
         name, _, place = locator.rpartition("@")
         start, length = (int(number) for number in place.split("+"))
-        limited(length)
-        with (self.root / name if name else self.root).open("rb") as file:
-            file.seek(start)
-            return file.read(length)
+        return read_part(self.root / name if name else self.root, start, length)
 
 
 class WebDatasetWriter(Writer):

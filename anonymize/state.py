@@ -331,6 +331,31 @@ class State:
         return ((os.fsdecode(source), output) for source, output in self.db.execute(query))
 
 
+def open_state(release: Path, key: bytes | None, resume: bool, overwrite: bool) -> State:
+    """Opens or creates the private state of a release, never touching foreign files."""
+    private = private_folder(release)
+    if overwrite and private.is_dir():
+        State(private).close()  # refuses a folder that is not ours
+        shutil.rmtree(private)
+        shutil.rmtree(release, ignore_errors=True)
+    if resume:
+        if not private.is_dir():
+            raise ReleaseError(f"nothing to resume: {private} does not exist; run without --resume")
+        state = State(private)
+        if key is not None and key != state.key:
+            raise ConfigError(f"--key-file holds another key than {private}; resume with that one")
+        return state
+    if private.exists():
+        raise ReleaseError(
+            f"{private} exists: add --resume to go on with that run, or --overwrite to destroy it"
+        )
+    if release.exists() and (not release.is_dir() or any(release.iterdir())):
+        raise ReleaseError(
+            f"DST {release} is not an empty folder: choose another, or remove what is in it"
+        )
+    return State(private, key or seeds.new_key())
+
+
 def read_links(release: Path) -> list[tuple[str, str]]:
     """The link table of an unsealed release: (path below SRC, path below DST) of all written.
 

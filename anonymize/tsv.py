@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anonymize.errors import ConfigError, Withhold
+from anonymize.images import read_part
 from anonymize.readers import DamagedError, Source, containers
 from anonymize.record import Record
 from anonymize.writers import Growing, Marks, Writer, Written
@@ -73,9 +74,7 @@ class MsCelebTsv:
         """The picture file in a row."""
         name, _, place = locator.rpartition("@")
         start, length = (int(number) for number in place.split("+"))
-        with (self.root / name if name else self.root).open("rb") as file:
-            file.seek(start)
-            line = file.read(length)
+        line = read_part(self.root / name if name else self.root, start, length)
         try:
             return base64.b64decode(_columns(line, start)[-1], validate=True)
         except (DamagedError, binascii.Error) as error:
