@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from anonymize.cli_eval import compare, evaluate
-from anonymize.console import FAILED, FILE, FOLDER, GATE, SOURCE, Meter, reported, say
+from anonymize.cli_eval import audit, compare, evaluate
+from anonymize.console import FAILED, FILE, FOLDER, GATE, PATH, Meter, reported, say
 from anonymize.errors import ConfigError
 
 
@@ -27,13 +27,19 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("src", type=SOURCE)
+@click.argument("src", type=PATH)
 @click.argument("dst", type=FOLDER)
 @click.option("--from", "reader", help="Format of SRC; see `anonymize list reader`.  [sniffed]")
 @click.option("--to", "writer", help="Format of DST; see `anonymize list writer`.  [folder]")
 @click.option("--skip-bad", is_flag=True, help="Count damaged records of SRC and go on.")
 @click.option("--generator", help="Generator name; see `anonymize list generator`.")
 @click.option("--detector", help="Detector name; see `anonymize list detector`.")
+@click.option(
+    "--aligned",
+    default="none",
+    type=click.Choice(["arcface", "mscelab", "none"]),
+    help="SRC holds crops that are aligned like this: no detection.",
+)
 @click.option("--region", type=click.Choice(["face", "head"]), help="How much is replaced.")
 @click.option("--recipe", "recipe_file", type=FILE, help="TOML file with the run's configuration.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override the recipe.")
@@ -63,6 +69,7 @@ def run(
     skip_bad: bool,
     generator: str | None,
     detector: str | None,
+    aligned: str,
     region: str | None,
     recipe_file: Path | None,
     settings: tuple[str, ...],
@@ -86,6 +93,9 @@ def run(
     from anonymize.run import check_places
 
     check_places(src, dst)
+    if aligned != "none" and detector is not None:
+        raise ConfigError("--aligned and --detector exclude each other: give one of them")
+    detector = f"aligned:{aligned}" if aligned != "none" else detector
     named = {"reader": reader, "writer": writer, "generator": generator}
     named |= {"detector": detector, "region": region}
     chosen = [f"{name}={value}" for name, value in named.items() if value is not None]
@@ -207,16 +217,22 @@ def links(dst: Path) -> None:
 
 @main.command()
 @click.argument("dst", type=FOLDER)
+@click.option("--report", type=PATH, help="What `anonymize eval` found, for release.json.")
 @reported
-def seal(dst: Path) -> None:
-    """Check the release DST, then destroy its key, link table and journal."""
+def seal(dst: Path, report: Path | None) -> None:
+    """Check the release DST, describe it, then destroy its key, link table and journal.
+
+    release.json, which DST receives, lists every file with its hash and holds the generator's card,
+    what REPORT found, and a datasheet whose open questions are the publisher's to answer.
+    """
     from anonymize.release import seal as close
 
-    click.echo(f"sealed {dst}: {close(dst)} pictures; the link to their sources is gone")
+    count = close(dst, report)
+    click.echo(f"sealed {dst}: {count} pictures; the link to their sources is gone")
 
 
 @main.command()
-@click.argument("src", type=SOURCE)
+@click.argument("src", type=PATH)
 @click.argument("dst", type=FOLDER)
 @click.argument("out", type=FILE)
 @click.option("--pairs", default=24, show_default=True, type=click.IntRange(1))
@@ -304,5 +320,6 @@ def train(
     click.echo(exported)
 
 
+main.add_command(audit)
 main.add_command(evaluate)
 main.add_command(compare)

@@ -13,6 +13,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "detector": {
         "mtcnn": "anonymize.detectors:MTCNN",
         "centerface": "anonymize.detectors:CenterFace",
+        "aligned": "anonymize.aligned:Aligned",
     },
     "embedder": {
         "dlib": "anonymize.embedders:DlibEmbedder",

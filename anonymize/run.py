@@ -330,7 +330,7 @@ class _Run:
             key=self.state.key,
             codes=codes.__getitem__,
             templates=self.templates.__getitem__,
-            detector=self.detector,
+            detector=getattr(self.detector, "finder", self.detector),
             auditor=self.auditor,
             embedder=self.embedder,
             published=lambda image: decode(encode(image, recipe.format, recipe.quality)),

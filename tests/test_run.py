@@ -331,6 +331,7 @@ def test_outputs_that_match_their_source_are_withheld(
 class Second(Copy):
     """A generator whose first casting is the person replaced, and whose second is another."""
 
+    prior = "invented below"
     crops: tuple[Pixels, Pixels]
 
     def __call__(self, jobs):  # type: ignore[no-untyped-def]
