@@ -46,11 +46,11 @@ class Aligned:
         self.template, self.finder = template, MTCNN(device=device)
 
     def __call__(self, images: Sequence[Pixels]) -> list[tuple[Face, ...]]:
-        expected = [(usual(image.shape),) for image in images]
+        expected: list[tuple[Face, ...]] = [(usual(image.shape),) for image in images]
         if self.template == "arcface":
             return expected
         found = self.finder(images)
-        return [one or usual for one, usual in zip(found, expected, strict=True)]
+        return [one or other for one, other in zip(found, expected, strict=True)]
 
 
 def usual(shape: Sequence[int]) -> Face:
