@@ -3,9 +3,10 @@
     python eval/bench/fuzz.py [--minutes 10] [--reader NAME]... [--seed N]
 
 Each reader gets valid files of sample people, mutated at random: bytes flipped, cut, repeated,
-zeroed, spliced from elsewhere, and numbers replaced by hostile ones. Reading must end within seconds
-in pictures, in `ConfigError` or in withheld pictures, and in little memory. A reader's process works
-under a limit of its address space. What breaks is stored in the folder `fuzz` and ends the run with 1.
+zeroed, spliced from elsewhere, and numbers replaced by hostile ones. Reading must end within
+seconds in pictures, in `ConfigError` or in withheld pictures, and in little memory: each reader has
+a process of its own under a limit of its address space. What breaks is stored in the folder `fuzz`
+and ends the run with 1.
 """
 
 from __future__ import annotations
@@ -83,9 +84,8 @@ def verification() -> tuple[str, bytes]:
 def table() -> tuple[str, bytes]:
     """A CSV file; the pictures lie beside it."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(
-        [["path", "identity"], *([f"{n}.jpg", f"p{n % 3}"] for n in range(5))]
-    )
+    rows = [[f"{number}.jpg", f"p{number % 3}"] for number in range(5)]
+    csv.writer(text).writerows([["path", "identity"], *rows])
     return "list.csv", text.getvalue().encode()
 
 
