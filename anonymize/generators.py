@@ -32,6 +32,8 @@ class Job:
         landmarks: (5, 2) crop pixels.
         code: (128,) the new identity, None where the generator has no prior over codes.
         seed: of this face's randomness.
+        person: opaque handle of the person, the same for all of their pictures; empty for
+            bystanders and where the source has no label.
     """
 
     crop: Pixels
@@ -39,10 +41,14 @@ class Job:
     landmarks: Floats
     code: Floats | None
     seed: int
+    person: str = ""
 
 
 class Generator(Protocol):
     """Makes faces.
+
+    A class may also have `label`, what its releases are called instead of the usual line, and
+    `additive`, True where only what it changed in a crop is to be added to the photograph.
 
     Attributes:
         name: what run.json and reports call it.

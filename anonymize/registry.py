@@ -32,6 +32,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "blur": "anonymize.generators:Blur",
         "pixelate": "anonymize.generators:Pixelate",
         "mask": "anonymize.generators:Mask",
+        "hub": "anonymize.hub:Hub",
     },
 }
 

@@ -258,10 +258,10 @@ class _Run:
 
     def _invent(self) -> None:
         """Draws the new people once every context has been seen."""
-        if self.generator.baseline or self.state.get("planned"):
+        prior = getattr(self.generator, "prior", None)
+        if prior is None or self.state.get("planned"):
             return
-        people = self.state.people()
-        self.state.plan(invent(self.generator.prior, self.state.key, people))
+        self.state.plan(invent(prior, self.state.key, self.state.people()))
         self.state.set("planned", "1")
 
     def _make(self) -> None:
@@ -326,8 +326,9 @@ class _Run:
         description = {
             "schema": 1,
             "tool": f"anonymize {_version('anonymize')}",
-            "recipe": _published(self.recipe),
-            "label": BASELINE_NOTE if self.generator.baseline else "anonymisation",
+            # its own name, because the recipe's may hold a path
+            "recipe": _published(self.recipe) | {"generator": self.generator.name},
+            "label": promise(self.generator),
             "weights": getattr(self.generator, "hashes", {}),
             "identities": self.state.plan_summary(),
             "counts": {k: v for k, v in asdict(summary).items() if k != "ignored"},
@@ -337,6 +338,12 @@ class _Run:
             "manifest_sha256": manifest,
         }
         return (json.dumps(description, indent=2, sort_keys=True) + "\n").encode()
+
+
+def promise(generator: Any) -> str:
+    """The line that says what a generator's releases are, or are not; takes its class as well."""
+    usual = BASELINE_NOTE if generator.baseline else "anonymisation"
+    return str(getattr(generator, "label", usual))
 
 
 def _published(recipe: Recipe) -> dict[str, Any]:

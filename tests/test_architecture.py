@@ -17,7 +17,7 @@ LAYERS = [
     {"detectors", "embedders", "priors", "identities", "readers", "adversary"},
     {"manifest", "recordio", "shards", "tsv", "verification"},
     {"inpaint", "blenders", "recipe", "writers", "faces", "cells"},
-    {"generators"},
+    {"generators", "hub"},
     {"stages", "state", "train"},
     {"run"},
     {"release", "sheet", "doctor"},
