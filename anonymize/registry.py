@@ -33,6 +33,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "pixelate": "anonymize.generators:Pixelate",
         "mask": "anonymize.generators:Mask",
         "hub": "anonymize.hub:Hub",
+        "perturb": "anonymize.perturb:Perturb",
     },
 }
 
