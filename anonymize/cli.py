@@ -281,7 +281,8 @@ def doctor(as_json: bool) -> None:
 @click.option("--recipe", "recipe_file", type=FILE, help="TOML file with the training recipe.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override the recipe.")
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of the whole run.")
-@click.option("--start", type=FOLDER, help="Exported model to start from.")
+@click.option("--kind", default="inpaint", type=click.Choice(["inpaint", "perturb"]))
+@click.option("--start", type=FOLDER, help="Exported inpainting model to start from.")
 @click.option("--minutes", default=0.0, help="Stop after this time; --resume goes on.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in OUT.")
@@ -292,31 +293,31 @@ def train(
     recipe_file: Path | None,
     settings: tuple[str, ...],
     steps: int | None,
+    kind: str,
     start: Path | None,
     minutes: float,
     device: str,
     resume: bool,
 ) -> None:
-    """Train the inpainting generator on the faces below SRC; OUT receives the model.
+    """Train a generator on the faces below SRC; OUT receives the model.
 
     Train only on faces that belong to no one, or whose owners agreed.
     """
     from anonymize.devices import choose
+    from anonymize.perturb_train import PerturbRecipe, train_perturb
     from anonymize.recipe import TrainRecipe, load
     from anonymize.train import train as learn
 
-    extra = [f"steps={steps}"] if steps else []
-    recipe = load(TrainRecipe, recipe_file, [*settings, *extra])
-    exported = learn(
-        src,
-        out,
-        recipe,
-        resume=resume,
-        start=start,
-        device=choose(device),
-        minutes=minutes,
-        report=say,
-    )
+    if kind == "perturb" and start is not None:
+        raise ConfigError("--start is for --kind inpaint: perturb starts afresh or resumes")
+    overrides = [*settings, *([f"steps={steps}"] if steps else [])]
+    common: dict[str, Any] = {"resume": resume, "minutes": minutes, "report": say}
+    common["device"] = choose(device)
+    if kind == "perturb":
+        exported = train_perturb(src, out, load(PerturbRecipe, recipe_file, overrides), **common)
+    else:
+        whole = load(TrainRecipe, recipe_file, overrides)
+        exported = learn(src, out, whole, start=start, **common)
     click.echo(exported)
 
 

@@ -51,7 +51,8 @@ class Generator(Protocol):
 
     Optional: `prior`, a `CodePrior` to draw new people from (without it jobs have no code), with
     `cells`, its guess of each job's cell; `hashes`, of weights; `label`, one line for run.json on
-    what is promised; and what `Learner` has.
+    what is promised; `additive`, True where only what it changed in a crop is to be added to the
+    photograph; and what `Learner` has.
 
     Attributes:
         name: what run.json and reports call it.

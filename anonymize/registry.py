@@ -46,6 +46,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "k-same-pixel": "anonymize.ksame:KSamePixel",
         "k-same-eigen": "anonymize.ksame:KSameEigen",
         "k-same-select": "anonymize.ksame:KSameSelect",
+        "hub": "anonymize.hub:Hub",
+        "perturb": "anonymize.perturb:Perturb",
     },
 }
 

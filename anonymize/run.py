@@ -391,7 +391,8 @@ class _Run:
         description = {
             "schema": 1,
             "tool": f"anonymize {version('anonymize')}",
-            "recipe": _published(self.recipe),
+            # its own name, because the recipe's may hold a path
+            "recipe": _published(self.recipe) | {"generator": self.generator.name},
             "label": promise(self.generator),
             "weights": getattr(self.generator, "hashes", {}),
             "identities": self.state.plan_summary(),

@@ -10,7 +10,7 @@ import numpy as np
 
 from anonymize import seeds
 from anonymize.aligners import align, move, radius
-from anonymize.blenders import blend
+from anonymize.blenders import blend, overlay
 from anonymize.detectors import Detector, by_subject
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.errors import Withhold
@@ -139,9 +139,13 @@ class Replace:
             ]
             drawn = self.generator(jobs)
             for (i, _), face, crop in zip(turn, faces, drawn, strict=True):
-                match = not self.generator.baseline
-                images[i] = blend(images[i], crop, face, self.region, match=match)
+                images[i] = self._put(images[i], crop, face)
         return images
+
+    def _put(self, image: Pixels, crop: Pixels, face: Face) -> Pixels:
+        if getattr(self.generator, "additive", False):
+            return overlay(image, crop, face, self.region)
+        return blend(image, crop, face, self.region, match=not self.generator.baseline)
 
     def _job(self, record: Record, face: Face, index: int, attempt: int) -> Job:
         blank = job(face, self.region, self.generator.baseline)

@@ -491,7 +491,7 @@ def test_places_that_do_not_fit_exit_with_2(
 def test_an_unknown_generator_leaves_nothing_behind(dataset: Path, tmp_path: Path) -> None:
     result = invoke("run", dataset, tmp_path / "release", "--generator", "nope")
     assert result.exit_code == 2
-    assert "expected one of blur, inpaint, k-same-eigen, k-same-pixel" in result.stderr
+    assert "expected one of blur, hub, inpaint, k-same-eigen" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"people"}
 
 
