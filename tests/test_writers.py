@@ -294,7 +294,9 @@ def test_photographs_go_round(lfw: Path, tmp_path: Path) -> None:
     sizes = sorted(len(list(folder.iterdir())) for folder in source.iterdir())
     chain = [name for name in FORMATS if name not in ("folder", "verification-bin")]
     for name in [*chain, "folder", "verification-bin"]:
-        summary = released(source, tmp_path / f"as-{name}", name)
+        # a touch of blur, because a masked face would not be found in the next format
+        slight = {"generator": "blur", "generator_options": {"strength": 0.002}}
+        summary = run(source, tmp_path / f"as-{name}", Recipe(**slight, writer=name), key=KEY)
         assert summary.read == sum(sizes)
         assert not list(problems(tmp_path / f"as-{name}"))
         found = groups(tmp_path / f"as-{name}", name)
