@@ -23,7 +23,7 @@ LAYERS = [
     {"enrolment"},
     {"run"},
     {"datasheet"},
-    {"release", "sheet", "doctor"},
+    {"release", "sheet", "doctor", "estimate"},
     {"console"},
     {"cli_eval"},
     {"cli"},
