@@ -19,7 +19,7 @@ LAYERS = [
     {"inpaint", "blenders", "recipe", "faces", "cells", "views"},
     {"generators", "hub", "ksame", "perturb"},
     {"stages", "kept", "train", "perturb_train", "testing"},
-    {"state"},
+    {"state", "testing_writers"},
     {"enrolment"},
     {"run"},
     {"datasheet"},
