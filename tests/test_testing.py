@@ -35,12 +35,13 @@ from anonymize.tsv import MsCelebTsvWriter
 from anonymize.writers import FolderWriter
 
 
-@pytest.mark.parametrize("name", registry.BUILTIN["generator"])
+# hub needs a checkpoint (test_hub), aligned expects a face wherever it is asked (test_aligned)
+@pytest.mark.parametrize("name", sorted(set(registry.BUILTIN["generator"]) - {"hub"}))
 def test_generators(name: str) -> None:
     check_generator(registry.find("generator", name)[0])
 
 
-@pytest.mark.parametrize("name", registry.BUILTIN["detector"])
+@pytest.mark.parametrize("name", sorted(set(registry.BUILTIN["detector"]) - {"aligned"}))
 def test_detectors(name: str) -> None:
     check_detector(registry.find("detector", name)[0])
 
