@@ -35,7 +35,7 @@ from anonymize.state import Input, Row, State, open_state
 from anonymize.writers import Writer, Written, place, sha256
 
 MANIFEST, RUN, LEARNT = "manifest.jsonl", "run.json", "learnt"
-COMMIT = 16
+COMMIT = 64
 """Pictures between two commits of the journal."""
 
 DRAFTS = 2
