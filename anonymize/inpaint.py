@@ -103,7 +103,8 @@ class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
         clean = noisy
         for step in scheduler.timesteps:
             clean = predict(self.unet, self.adapter, noisy, step, context, code).clamp(-1, 1)
-            noisy = scheduler.step(clean, step, noisy).prev_sample * mask
+            if step > scheduler.timesteps[-1]:
+                noisy = scheduler.step(clean, step, noisy).prev_sample * mask
         return clean
 
 
