@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from anonymize import seeds
-from anonymize.aligners import align, move, radius
+from anonymize.aligners import (
+    CROP_SIZE,
+    TEMPLATE,
+    align,
+    move,
+    radius,
+    reach,
+    similarity,
+)
 from anonymize.blenders import blend
 from anonymize.detectors import Detector, by_subject
 from anonymize.embedders import DlibEmbedder, chip
@@ -189,14 +197,13 @@ class Replace:
 
     def _covers(self, face: Face, point: Floats) -> bool:
         """Whether a point of the picture lies in the region of a face."""
-        aligned = align(np.zeros((1, 1, 3), np.uint8), face, self.generator.size)
-        assert aligned.crop_from_image is not None
-        x, y = move(point[None], aligned.crop_from_image)[0].round().astype(int)
         size = self.generator.size
-        if not (0 <= x < size and 0 <= y < size):
+        matrix = similarity(face.landmarks, TEMPLATE * (size / CROP_SIZE))
+        at = move(point[None], matrix)[0].round()
+        if at.min() < 0 or at.max() >= size:
             return False
-        marks = move(face.landmarks, aligned.crop_from_image)
-        return bool(radius(marks, size, self.region)[y, x] < 1)
+        marks = move(face.landmarks, matrix)
+        return bool(reach(at[:1], at[1:], marks, size, self.region) < 1)
 
     def _proven(
         self, record: Record, output: Pixels, seen: Pixels, found: Sequence[Face]
