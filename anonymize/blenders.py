@@ -35,29 +35,76 @@ def blend(
     Returns:
         A new (H, W, 3) image.
     """
-    if face.crop is None or face.crop_from_image is None:
+    if face.crop is None:
         raise AssertionError("blend needs an aligned face")
-    size = len(crop)
-    matrix = face.crop_from_image
-    distance = _distance(face, size, region)
+    distance = _distance(face, len(crop), region)
     if match:
         crop = _matched(crop, face.crop, distance)
-    x1, y1, x2, y2 = _bounds(image, matrix, size)
+    part, shifted, far = _placed(image, face, distance)
+    old, share = image[part], _share(far)
+    new = _pulled(crop, shifted, old.shape[1::-1])
+    if match:
+        new = _grained(new, old, far)
+    out = image.copy()
+    new -= old
+    new *= share  # nothing is added where the share is 0
+    new += old
+    out[part] = np.rint(new, out=new)
+    return out
+
+
+def overlay(image: Pixels, crop: Pixels, face: Face, region: str = "face") -> Pixels:
+    """Adds what was changed in the crop to the region of one face, at the image's resolution.
+
+    The photograph keeps its detail, which a crop resampled back would not have, and no value moves
+    by more than the greatest change in the crop.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        crop: (S, S, 3) the changed crop.
+        face: with landmarks, `crop` as it was cut, and `crop_from_image`.
+        region: a key of `aligners.REGIONS`.
+
+    Returns:
+        A new (H, W, 3) image.
+    """
+    if face.crop is None:
+        raise AssertionError("overlay needs an aligned face")
+    part, shifted, far = _placed(image, face, _distance(face, len(crop), region))
+    change = crop.astype(np.float32) - face.crop
+    scale, bound = float(np.hypot(shifted[0, 0], shifted[1, 0])), np.abs(change).max()
+    if scale > 1.7:  # as many crop pixels fall on one of the image
+        change = cv2.GaussianBlur(change, (0, 0), 0.4 * scale)
+    old = image[part]
+    # linear: it stays between its neighbours, where cubic interpolation overshoots
+    change = _share(far) * _pull(change, shifted, old.shape[1::-1], cv2.INTER_LINEAR, 0.0)
+    out = image.copy()
+    out[part] = np.clip(old + np.clip(np.rint(change), -bound, bound), 0, 255)
+    return out
+
+
+def _placed(
+    image: Pixels, face: Face, distance: Floats
+) -> tuple[tuple[slice, slice], Floats, Floats]:
+    """Where a crop lies: rows and columns, the matrix from there to the crop, `distance` there.
+
+    Raises:
+        Withhold: outside the picture.
+    """
+    if face.crop_from_image is None:
+        raise AssertionError("an aligned face has a matrix")
+    x1, y1, x2, y2 = _bounds(image, face.crop_from_image, len(distance))
     if x1 >= x2 or y1 >= y2:
         raise Withhold("face lies outside the picture")
-    shifted = then(np.array([[1, 0, x1], [0, 1, y1]], np.float32), matrix)
-    new = _pulled(crop, shifted, (x2 - x1, y2 - y1))
+    shifted = then(np.array([[1, 0, x1], [0, 1, y1]], np.float32), face.crop_from_image)
     far = _pull(distance, shifted, (x2 - x1, y2 - y1), cv2.INTER_LINEAR, 2.0)
-    if match:
-        new = _grained(new, image[y1:y2, x1:x2], far)
+    return (slice(y1, y2), slice(x1, x2)), shifted, far
+
+
+def _share(far: Floats) -> Floats:
+    """How much of the new pixels to take, (H, W, 1) in 0..1: a smooth step inside the region."""
     share = np.clip((1 - far) / FEATHER, 0, 1)
-    share = share * share * (3 - 2 * share)
-    out = image.copy()
-    new -= image[y1:y2, x1:x2]
-    new *= share[..., None]  # nothing is added where the share is 0
-    new += image[y1:y2, x1:x2]
-    out[y1:y2, x1:x2] = np.rint(new, out=new)
-    return out
+    return np.asarray((share * share * (3 - 2 * share))[..., None], np.float32)
 
 
 def _distance(face: Face, size: int, region: str) -> Floats:

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from anonymize.cli_eval import compare, evaluate
-from anonymize.console import FAILED, FILE, FOLDER, GATE, SOURCE, Meter, reported, say
+from anonymize.cli_eval import audit, compare, evaluate
+from anonymize.console import FAILED, FILE, FOLDER, GATE, PATH, Meter, reported, say
 from anonymize.errors import ConfigError
 
 
@@ -27,13 +27,19 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("src", type=SOURCE)
+@click.argument("src", type=PATH)
 @click.argument("dst", type=FOLDER)
 @click.option("--from", "reader", help="Format of SRC; see `anonymize list reader`.  [sniffed]")
 @click.option("--to", "writer", help="Format of DST; see `anonymize list writer`.  [folder]")
 @click.option("--skip-bad", is_flag=True, help="Count damaged records of SRC and go on.")
 @click.option("--generator", help="Generator name; see `anonymize list generator`.")
 @click.option("--detector", help="Detector name; see `anonymize list detector`.")
+@click.option(
+    "--aligned",
+    default="none",
+    type=click.Choice(["arcface", "mscelab", "none"]),
+    help="SRC holds crops that are aligned like this: no detection.",
+)
 @click.option("--region", type=click.Choice(["face", "head"]), help="How much is replaced.")
 @click.option("--recipe", "recipe_file", type=FILE, help="TOML file with the run's configuration.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override the recipe.")
@@ -42,6 +48,8 @@ def main() -> None:
 @click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--workers", type=click.IntRange(1), help="Threads.  [default: all cores]")
 @click.option("--limit", type=click.IntRange(1), help="Only so many pictures, chosen by the key.")
+@click.option("--exclude", type=FILE, help="Labels of people to leave out, one a line.")
+@click.option("--clean-list", type=FILE, help="Take only the pictures of this list, as labelled.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--overwrite", is_flag=True, help="Destroy an earlier release in DST first.")
 @click.option(
@@ -61,6 +69,7 @@ def run(
     skip_bad: bool,
     generator: str | None,
     detector: str | None,
+    aligned: str,
     region: str | None,
     recipe_file: Path | None,
     settings: tuple[str, ...],
@@ -84,6 +93,9 @@ def run(
     from anonymize.run import check_places
 
     check_places(src, dst)
+    if aligned != "none" and detector is not None:
+        raise ConfigError("--aligned and --detector exclude each other: give one of them")
+    detector = f"aligned:{aligned}" if aligned != "none" else detector
     named = {"reader": reader, "writer": writer, "generator": generator}
     named |= {"detector": detector, "region": region}
     chosen = [f"{name}={value}" for name, value in named.items() if value is not None]
@@ -93,11 +105,12 @@ def run(
     import torch
 
     from anonymize import registry
-    from anonymize.run import BASELINE_NOTE
+    from anonymize.generators import promise
     from anonymize.run import run as anonymize
 
-    if registry.find("generator", recipe.generator)[0].baseline:
-        say(f"{recipe.generator}: {BASELINE_NOTE}")
+    made = registry.find("generator", recipe.generator)[0]
+    if made.baseline:
+        say(f"{recipe.generator}: {promise(made)}")
     torch.set_num_threads(1)  # threads work on different pictures; see devices.invariant
     with Meter() as meter:
         summary = anonymize(
@@ -105,6 +118,7 @@ def run(
             dst,
             recipe,
             key=_key(key_file),
+            people_file=_people(key_file),
             workers=workers or os.cpu_count() or 1,
             resume=resume,
             overwrite=overwrite,
@@ -119,6 +133,48 @@ def run(
         share = summary.withheld / summary.read
         say(f"anonymize: {share:.1%} withheld, more than --max-withheld allows")
         sys.exit(GATE)
+
+
+@main.command()
+@click.argument("src", type=FOLDER)
+@click.argument("dst", type=FOLDER)
+@click.option("--exclude", type=FILE, help="Labels of people to leave out, one a line.")
+@click.option("--key-file", type=FILE, help="The key that the release was made with.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@reported
+def add(
+    src: Path, dst: Path, exclude: Path | None, key_file: Path | None, device: str, as_json: bool
+) -> None:
+    """Take pictures that were added to SRC since into its release DST, which is not sealed yet.
+
+    Nobody who is there already changes; new pictures of them show the same new person. A sealed
+    release is made again into another DST, with the same --key-file.
+    """
+    import torch
+
+    from anonymize.run import run as anonymize
+
+    torch.set_num_threads(1)
+    with Meter() as meter:
+        summary = anonymize(
+            src,
+            dst,
+            key=_key(key_file) if key_file is not None and key_file.exists() else None,
+            people_file=_people(key_file),
+            exclude=exclude,
+            workers=os.cpu_count() or 1,
+            device=device,
+            add=True,
+            progress=meter,
+        )
+    result = json.dumps({"schema": 1, **asdict(summary)}) if as_json else _table(summary, dst)
+    click.echo(result)
+
+
+def _people(key_file: Path | None) -> Path | None:
+    """Where the new people of a kept key are kept: beside it."""
+    return None if key_file is None else key_file.with_name(f"{key_file.name}.people")
 
 
 def _key(path: Path | None) -> bytes | None:
@@ -161,16 +217,22 @@ def links(dst: Path) -> None:
 
 @main.command()
 @click.argument("dst", type=FOLDER)
+@click.option("--report", type=PATH, help="What `anonymize eval` found, for release.json.")
 @reported
-def seal(dst: Path) -> None:
-    """Check the release DST, then destroy its key, link table and journal."""
+def seal(dst: Path, report: Path | None) -> None:
+    """Check the release DST, describe it, then destroy its key, link table and journal.
+
+    release.json, which DST receives, lists every file with its hash and holds the generator's card,
+    what REPORT found, and a datasheet whose open questions are the publisher's to answer.
+    """
     from anonymize.release import seal as close
 
-    click.echo(f"sealed {dst}: {close(dst)} pictures; the link to their sources is gone")
+    count = close(dst, report)
+    click.echo(f"sealed {dst}: {count} pictures; the link to their sources is gone")
 
 
 @main.command()
-@click.argument("src", type=SOURCE)
+@click.argument("src", type=PATH)
 @click.argument("dst", type=FOLDER)
 @click.argument("out", type=FILE)
 @click.option("--pairs", default=24, show_default=True, type=click.IntRange(1))
@@ -219,7 +281,8 @@ def doctor(as_json: bool) -> None:
 @click.option("--recipe", "recipe_file", type=FILE, help="TOML file with the training recipe.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override the recipe.")
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of the whole run.")
-@click.option("--start", type=FOLDER, help="Exported model to start from.")
+@click.option("--kind", default="inpaint", type=click.Choice(["inpaint", "perturb"]))
+@click.option("--start", type=FOLDER, help="Exported inpainting model to start from.")
 @click.option("--minutes", default=0.0, help="Stop after this time; --resume goes on.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in OUT.")
@@ -230,33 +293,34 @@ def train(
     recipe_file: Path | None,
     settings: tuple[str, ...],
     steps: int | None,
+    kind: str,
     start: Path | None,
     minutes: float,
     device: str,
     resume: bool,
 ) -> None:
-    """Train the inpainting generator on the faces below SRC; OUT receives the model.
+    """Train a generator on the faces below SRC; OUT receives the model.
 
     Train only on faces that belong to no one, or whose owners agreed.
     """
     from anonymize.devices import choose
+    from anonymize.perturb_train import PerturbRecipe, train_perturb
     from anonymize.recipe import TrainRecipe, load
     from anonymize.train import train as learn
 
-    extra = [f"steps={steps}"] if steps else []
-    recipe = load(TrainRecipe, recipe_file, [*settings, *extra])
-    exported = learn(
-        src,
-        out,
-        recipe,
-        resume=resume,
-        start=start,
-        device=choose(device),
-        minutes=minutes,
-        report=say,
-    )
+    if kind == "perturb" and start is not None:
+        raise ConfigError("--start is for --kind inpaint: perturb starts afresh or resumes")
+    overrides = [*settings, *([f"steps={steps}"] if steps else [])]
+    common: dict[str, Any] = {"resume": resume, "minutes": minutes, "report": say}
+    common["device"] = choose(device)
+    if kind == "perturb":
+        exported = train_perturb(src, out, load(PerturbRecipe, recipe_file, overrides), **common)
+    else:
+        whole = load(TrainRecipe, recipe_file, overrides)
+        exported = learn(src, out, whole, start=start, **common)
     click.echo(exported)
 
 
+main.add_command(audit)
 main.add_command(evaluate)
 main.add_command(compare)

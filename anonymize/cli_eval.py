@@ -1,4 +1,4 @@
-"""The commands that judge releases: `eval` and `compare`."""
+"""The commands that judge data sets and releases: `audit`, `eval` and `compare`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,51 @@ from typing import Any
 
 import click
 
-from anonymize.console import FILE, FOLDER, GATE, Meter, reported, say
+from anonymize.console import FILE, FOLDER, GATE, PATH, Meter, reported, say
 from anonymize.errors import ConfigError
 
 GATE_OPTION = (str, float)
+
+
+@click.command()
+@click.argument("src", type=PATH)
+@click.option("-o", "--out", type=FOLDER, help="Folder for audit.json and audit.html. Private.")
+@click.option("--from", "reader", default="", help="Format of SRC.  [sniffed]")
+@click.option("--limit", default=2000, show_default=True, help="Pictures whose faces are compared.")
+@click.option("--all", "everything", is_flag=True, help="Compare the faces of all pictures.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--json", "as_json", is_flag=True, help="Print the audit as JSON. Private.")
+@reported
+def audit(
+    src: Path,
+    out: Path | None,
+    limit: int,
+    everything: bool,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Tell what the dataset SRC gives away before anything is published.
+
+    People and pictures, names and identifiers in paths, columns and metadata, duplicates, wrong
+    labels, how well its people are recognised, and whether it is one that was withdrawn.
+    """
+    import torch
+
+    from anonymize.devices import choose
+    from anonymize.eval.audit import audit as examine
+    from anonymize.eval.audit import table
+
+    torch.set_num_threads(1)
+    most = None if everything else limit
+    with Meter() as meter:
+        result = examine(
+            src, out, limit=most, device=choose(device), progress=meter.steps, **options
+        )
+    click.echo(json.dumps(result, sort_keys=True) if as_json else table(result))
+    if out is not None and not as_json:
+        click.echo(f"audit {out / 'audit.html'}")
 
 
 @click.command("eval")
@@ -33,7 +74,7 @@ GATE_OPTION = (str, float)
 @click.option("--third", type=FOLDER, help="One that the cross-key attacker learns from.")
 @click.option("--training", type=FOLDER, help="The generator's training faces.")
 @click.option("--pairs", type=(FILE, FOLDER), help="CSV fold,a,b,same and its photographs.")
-@click.option("--beside", multiple=True, type=click.Path(path_type=Path), help="Other reports.")
+@click.option("--beside", multiple=True, type=PATH, help="Other reports.")
 @click.option("--show", default=0, type=click.IntRange(0), help="REAL pairs to put on the page.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
@@ -86,8 +127,8 @@ def _private_links(release: Path) -> dict[str, str] | None:
 
 
 @click.command()
-@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--baseline", required=True, type=click.Path(path_type=Path))
+@click.argument("reports", nargs=-1, required=True, type=PATH)
+@click.option("--baseline", required=True, type=PATH)
 @click.option("--tolerance", default=0.0, show_default=True, help="Beyond the intervals.")
 @click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON.")
 @reported

@@ -16,7 +16,7 @@ from anonymize.errors import AnonymizeError, ConfigError
 FAILED, USAGE, GATE, INTERRUPTED = 1, 2, 3, 130
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-SOURCE = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 

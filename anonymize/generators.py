@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -19,6 +19,8 @@ from anonymize.record import Floats, Pixels
 
 GREY = 128
 """What removed pixels are set to."""
+
+BASELINE_NOTE = "not anonymisation: the real face is obscured, not replaced"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +34,8 @@ class Job:
         landmarks: (5, 2) crop pixels.
         code: (128,) the new identity, None where the generator has no prior over codes.
         seed: of this face's randomness.
+        person: opaque handle of the labelled person, the same in all of their pictures; None for
+            bystanders and where the source names nobody.
     """
 
     crop: Pixels
@@ -39,10 +43,16 @@ class Job:
     landmarks: Floats
     code: Floats | None
     seed: int
+    person: str | None = None
 
 
 class Generator(Protocol):
     """Makes faces.
+
+    Optional: `prior`, a `CodePrior` to draw new people from (without it jobs have no code), with
+    `cells`, its guess of each job's cell; `hashes`, of weights; `label`, one line for run.json on
+    what is promised; `additive`, True where only what it changed in a crop is to be added to the
+    photograph; and what `Learner` has.
 
     Attributes:
         name: what run.json and reports call it.
@@ -57,6 +67,29 @@ class Generator(Protocol):
 
     def __call__(self, jobs: Sequence[Job]) -> list[Pixels]:
         """Jobs to (S, S, 3) uint8 crops; each depends on its own job only."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A generator that must know everybody before it makes anybody."""
+
+    def fit(self, jobs: Iterable[Job]) -> bytes:
+        """Looks once at every labelled face, in an order that the key decides.
+
+        Called before the first face is made, and never again for this release.
+
+        Args:
+            jobs: with `person`, without code and seed; faces are visible to baselines only. There
+                may be millions, so what is kept must not grow with their number.
+
+        Returns:
+            What `restore` needs; it is kept in the private state beside the release.
+        """
+        ...
+
+    def restore(self, learnt: bytes) -> None:
+        """Takes what `fit` returned, in this process or in one that was killed."""
         ...
 
 
@@ -191,6 +224,12 @@ class Mask:
 
     def __call__(self, jobs: Sequence[Job]) -> list[Pixels]:
         return [np.full_like(job.crop, GREY) for job in jobs]
+
+
+def promise(generator: Any) -> str:
+    """What may be said of a generator's releases in one line; its class will do."""
+    usual = BASELINE_NOTE if generator.baseline else "anonymisation"
+    return str(getattr(generator, "label", usual))
 
 
 def bundled(name: str) -> Path:

@@ -53,21 +53,28 @@ def cast(
     key: bytes,
     people: Mapping[str, Floats | None],
     resembling: Callable[[Mapping[str, Person]], set[str]],
+    known: Mapping[str, Person],
 ) -> dict[str, Person]:
     """Invents people, and those again who look like the person they would replace.
 
     Args:
         prior, key, people: see `invent`.
         resembling: the labels of those of the given people who do, by looking at drafts of them.
+        known: people who are there already and stay as they are.
+
+    Returns:
+        The people who were not known.
     """
-    invented = invent(prior, key, people)
+    people = {label: logits for label, logits in people.items() if label not in known}
+    there = [person.code for person in known.values()]
+    invented = invent(prior, key, people, taken=there)
     again = resembling(invented)
     for casting in range(1, CASTINGS):
         if not again:
             break
         wanted = {label: people[label] for label in again}
-        taken = [person.code for label, person in invented.items() if label not in again]
-        drawn = invent(prior, key, wanted, taken=taken, casting=casting)
+        others = [person.code for label, person in invented.items() if label not in again]
+        drawn = invent(prior, key, wanted, taken=[*there, *others], casting=casting)
         invented |= drawn
         again = resembling(drawn)
     return invented

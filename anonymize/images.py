@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import cv2
@@ -58,6 +59,24 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:
         raise Withhold("not a readable file") from error
+
+
+def read_part(path: Path, start: int, length: int) -> bytes:
+    """So many bytes of a file from an offset on.
+
+    Raises:
+        Withhold: more than a picture may have, not a file that can be read, or it ends before.
+    """
+    limited(length)
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+    except OSError as error:
+        raise Withhold("not a readable file") from error
+    if len(data) < length:
+        raise Withhold("file is cut short")
+    return data
 
 
 def limited(size: int) -> None:
@@ -198,3 +217,18 @@ def encode(image: Pixels, kind: str = "jpg", quality: int = 95) -> bytes:
     if not done:
         raise ValueError(f"cannot encode an array of shape {image.shape} as {kind}")
     return data.tobytes()
+
+
+def padded(data: bytes, kind: str = "jpg") -> bytes:
+    """An encoded picture filled up to a power of two, so that its size hardly tells it apart.
+
+    JPEG may have any number of fill bytes before a marker (ITU-T T.81, B.1.1.2); PNG gets a private
+    chunk that decoders pass over (ISO/IEC 15948, 14).
+    """
+    least = 0 if kind == "jpg" else 12
+    missing = (1 << (len(data) + least - 1).bit_length()) - len(data)
+    if kind == "jpg":
+        return data[:-2] + b"\xff" * missing + data[-2:]
+    body = b"paDd" + bytes(missing - 12)
+    chunk = (missing - 12).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    return data[:-12] + chunk + data[-12:]

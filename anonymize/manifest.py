@@ -117,7 +117,7 @@ def _csv(table: Path) -> Iterator[tuple[str, str]]:
 
 def _parquet(table: Path) -> Iterator[tuple[str, str]]:
     try:
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ConfigError(f"{table}: Parquet needs pyarrow (pip install pyarrow)") from error
@@ -129,7 +129,7 @@ def _parquet(table: Path) -> Iterator[tuple[str, str]]:
                 values = (row[PATH], row[IDENTITY])
                 missing = values[1] is None or values[1] != values[1]  # null or not a number
                 yield str(values[0] or ""), "" if missing else str(values[1])
-    except (ArrowInvalid, OSError) as error:
+    except (ArrowException, OSError, ValueError) as error:  # texts are decoded one by one
         raise ConfigError(f"{table} is not a Parquet file: {error}") from error
 
 

@@ -16,10 +16,14 @@ from anonymize.images import SUFFIXES, read_file
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One picture: where it is in the dataset, and its person's label, if there is one."""
+    """One picture: where it is in the dataset, and its person's label, if there is one.
+
+    `name` is what lists about the dataset call it, where that is not its path.
+    """
 
     path: str
     label: str | None
+    name: str = ""
 
 
 class Reader(Protocol):

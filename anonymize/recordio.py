@@ -186,12 +186,14 @@ class RecordIO:
         name, _, place = locator.rpartition("@")
         start, end = (int(digits) for digits in place.split("-"))
         limited(end - start)
-        with (self.root / name if name else self.root).open("rb") as file:
-            try:
+        try:
+            with (self.root / name if name else self.root).open("rb") as file:
                 data = payload(file, Part(start, end, b"", 0))
                 return data[label(data[:64], len(data))[1] :]
-            except (DamagedError, ValueError, struct.error) as error:
-                raise Withhold("record is damaged") from error
+        except OSError as error:
+            raise Withhold("not a readable file") from error
+        except (DamagedError, ValueError, struct.error) as error:
+            raise Withhold("record is damaged") from error
 
 
 def _next(file: BinaryIO, position: int, length: int) -> int:

@@ -13,6 +13,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "detector": {
         "mtcnn": "anonymize.detectors:MTCNN",
         "centerface": "anonymize.detectors:CenterFace",
+        "aligned": "anonymize.aligned:Aligned",
     },
     "embedder": {
         "dlib": "anonymize.embedders:DlibEmbedder",
@@ -42,6 +43,11 @@ BUILTIN: dict[str, dict[str, str]] = {
         "blur": "anonymize.generators:Blur",
         "pixelate": "anonymize.generators:Pixelate",
         "mask": "anonymize.generators:Mask",
+        "k-same-pixel": "anonymize.ksame:KSamePixel",
+        "k-same-eigen": "anonymize.ksame:KSameEigen",
+        "k-same-select": "anonymize.ksame:KSameSelect",
+        "hub": "anonymize.hub:Hub",
+        "perturb": "anonymize.perturb:Perturb",
     },
 }
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from PIL import Image
 
+from anonymize.datasheet import RELEASE, package
 from anonymize.errors import ReleaseError, Withhold
 from anonymize.readers import Reader, open_source
-from anonymize.run import MANIFEST, RUN, sha256
+from anonymize.run import MANIFEST, RUN
 from anonymize.state import State, destroy, private_folder
+from anonymize.writers import place, sha256
 
 HARMLESS = frozenset({"jfif", "jfif_version", "jfif_unit", "jfif_density"})
 """What Pillow reports for a JPEG that holds nothing but pixels."""
@@ -41,7 +43,7 @@ def problems(release: Path) -> Iterator[str]:
     """Everything that speaks against publishing: missing, altered, extra or talkative files."""
     files, load = described(release)["files"], opened(release).load
     pictures = [(row["output"], row["sha256"]) for row in rows(release) if row["output"]]
-    known = {MANIFEST, RUN, *files, *(name for name, _ in pictures)}
+    known = {MANIFEST, RUN, RELEASE, *files, *(name for name, _ in pictures)}
     for path in sorted(release.rglob("*")):
         name = path.relative_to(release).as_posix()
         if path.is_symlink():
@@ -90,8 +92,15 @@ def metadata(data: bytes) -> set[str]:
         return found | ({"exif"} if picture.getexif() else set())
 
 
-def seal(release: Path) -> int:
-    """Checks a release and destroys key, link table and journal; returns the pictures in it.
+def seal(release: Path, report: Path | None = None) -> int:
+    """Checks a release, describes it and destroys key, link table and journal.
+
+    Args:
+        release: DST.
+        report: report.json of `anonymize eval`, or its folder, for the summary in release.json.
+
+    Returns:
+        How many pictures it holds.
 
     Raises:
         ReleaseError: unfinished, or it has problems; nothing is destroyed then.
@@ -104,9 +113,12 @@ def seal(release: Path) -> int:
     state.close()
     if unfinished:
         raise ReleaseError(f"{release} is not finished: `anonymize run --resume` first")
+    (release / RELEASE).unlink(missing_ok=True)  # of an attempt that was interrupted
     found = list(problems(release))
     if found:
         shown = "\n  ".join(found[:20])
         raise ReleaseError(f"{release} is not fit to be sealed, {len(found)} problems:\n  {shown}")
+    text = json.dumps(package(release, report), indent=2, sort_keys=True) + "\n"
+    place([text.encode()], release / RELEASE, private / "scratch")
     destroy(private)
     return sum(row["output"] is not None for row in rows(release))

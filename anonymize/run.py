@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import json
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -16,30 +14,33 @@ from typing import Any
 
 import numpy as np
 
-from anonymize import identities, registry, seeds
+from anonymize import identities, kept, registry
 from anonymize import recipe as recipes
+from anonymize.aligners import align
 from anonymize.devices import choose
 from anonymize.embedders import DlibEmbedder
-from anonymize.errors import ConfigError, ReleaseError
-from anonymize.identities import Person, pseudonym
+from anonymize.enrolment import Choice, enrol, open_again
+from anonymize.errors import ConfigError
+from anonymize.generators import Job, Learner, promise
+from anonymize.identities import Person
 from anonymize.images import decode, encode
+from anonymize.lists import read_labels
 from anonymize.packages import version
 from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
-from anonymize.readers import Reader, fingerprint, open_source, sniff
+from anonymize.readers import Reader, open_source
 from anonymize.recipe import Recipe
 from anonymize.record import Floats, Record
-from anonymize.stages import Replace, Survey
-from anonymize.state import Input, Row, State, private_folder
-from anonymize.writers import Writer, Written, place
+from anonymize.stages import Replace, Survey, job
+from anonymize.state import Input, Row, State, open_state
+from anonymize.writers import Writer, Written, place, sha256
 
-MANIFEST, RUN = "manifest.jsonl", "run.json"
+MANIFEST, RUN, LEARNT = "manifest.jsonl", "run.json", "learnt"
 COMMIT = 16
 """Pictures between two commits of the journal."""
 
 DRAFTS = 2
 """Pictures of a person into which the new one is drawn to see that."""
 
-BASELINE_NOTE = "not anonymisation: the real face is obscured, not replaced"
 
 Progress = Callable[[str, int, int, int], None]
 """Called with the phase, how many pictures are done, of how many, and how many are withheld."""
@@ -68,8 +69,12 @@ def run(
     batch_size: int = 4,
     workers: int = 1,
     limit: int | None = None,
+    exclude: Path | None = None,
+    clean_list: Path | None = None,
+    people_file: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    add: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Summary:
     """Anonymises the folder `source` into the folder `release`.
@@ -83,8 +88,13 @@ def run(
         batch_size: pictures per group; of no effect on the result.
         workers: threads; of no effect on the result.
         limit: only the first so many pictures, in the keyed order.
+        exclude: labels of people who are left out, one a line.
+        clean_list: the pictures to take, and their labels (`anonymize.lists.Clean`).
+        people_file: the people of this key, read and added to, so that whoever was published once
+            stays the same new person whoever else comes or goes.
         resume: go on with a run that was interrupted.
         overwrite: destroy an earlier release of ours in `release` first.
+        add: take in what was added to `source` since the run, with the people it has.
         progress: told how far it is.
 
     Raises:
@@ -96,12 +106,18 @@ def run(
         raise ConfigError(f"got batch size {batch_size}, workers {workers}: expected 1 or more")
     check_places(source, release)
     open_source(source, recipe.reader, **recipe.reader_options)  # before anything is overwritten
-    state = open_state(release, key, resume, overwrite)
+    choice = Choice(limit, read_labels(exclude) if exclude else set(), clean_list)
+    state = open_state(release, key, resume or add, overwrite)
     try:
-        job = _Run(source, release, recipe, state, choose(device), batch_size, workers, progress)
-        return job.whole(limit)
+        if add:
+            state.reopen()
+            stored = json.loads(state.get("recipe") or "{}")
+            recipe = recipes.build(Recipe, stored, str(state.folder))
+        spread = (choose(device), batch_size, workers, progress)
+        job = _Run(source, release, recipe, state, *spread, people_file)
+        return job.whole(choice)
     except ConfigError:
-        if not resume and not state.count("faces IS NOT NULL OR withheld IS NOT NULL"):
+        if not (resume or add) and not state.count("faces IS NOT NULL OR withheld IS NOT NULL"):
             state.close()  # nothing was begun: leave nothing behind
             shutil.rmtree(state.folder)
         raise
@@ -125,31 +141,6 @@ def check_places(source: Path, release: Path) -> None:
         )
 
 
-def open_state(release: Path, key: bytes | None, resume: bool, overwrite: bool) -> State:
-    """Opens or creates the private state of a release, never touching foreign files."""
-    private = private_folder(release)
-    if overwrite and private.is_dir():
-        State(private).close()  # refuses a folder that is not ours
-        shutil.rmtree(private)
-        shutil.rmtree(release, ignore_errors=True)
-    if resume:
-        if not private.is_dir():
-            raise ReleaseError(f"nothing to resume: {private} does not exist; run without --resume")
-        state = State(private)
-        if key is not None and key != state.key:
-            raise ConfigError(f"--key-file holds another key than {private}; resume with that one")
-        return state
-    if private.exists():
-        raise ReleaseError(
-            f"{private} exists: add --resume to go on with that run, or --overwrite to destroy it"
-        )
-    if release.exists() and (not release.is_dir() or any(release.iterdir())):
-        raise ReleaseError(
-            f"DST {release} is not an empty folder: choose another, or remove what is in it"
-        )
-    return State(private, key or seeds.new_key())
-
-
 @dataclass(slots=True)
 class _Run:
     source: Path
@@ -160,6 +151,7 @@ class _Run:
     batch: int
     workers: int
     progress: Progress
+    people_file: Path | None
     generator: Any = None
     detector: Any = None
     auditor: Any = None
@@ -169,55 +161,26 @@ class _Run:
     reader: Reader = field(init=False)
     writer: Writer = field(init=False)
 
-    def whole(self, limit: int | None) -> Summary:
+    def whole(self, choice: Choice) -> Summary:
         self._remember_recipe()
-        self._open_source(limit)
+        self.reader = open_again(self.state, self.source, self.recipe, choice)
         if self.state.get("summary") is not None:
             return Summary(**json.loads(self.state.get("summary") or ""))
-        ignored = self._enrol(limit)
+        ignored = enrol(self.state, self.reader, choice)
         self._components()
         self.release.mkdir(parents=True, exist_ok=True)
         self._survey()
         self._invent()
+        self._learn()
         self._make()
         return self._finish(ignored)
 
-    def _open_source(self, limit: int | None) -> None:
-        """Opens SRC; a resumed run must find what was enrolled, and read it in the same way."""
-        recipe, known = self.recipe, self.state.get("source")
-        name = recipe.reader or sniff(self.source)
-        mark = json.dumps([name, fingerprint(self.source), limit])
-        if known is not None and known != mark:
-            raise ConfigError(
-                f"SRC {self.source} (or --from, or --limit) is not what this run was begun with: "
-                "resume it with the same, or start another release"
-            )
-        self.state.set("source", mark)
-        self.reader = open_source(self.source, name, **recipe.reader_options)
-
     def _remember_recipe(self) -> None:
-        digest, known = recipes.digest(self.recipe), self.state.get("recipe")
-        if known is not None and known != digest:
+        values = json.dumps(recipes.as_dict(self.recipe), sort_keys=True)
+        known = self.state.get("recipe")
+        if known is not None and known != values:
             raise ConfigError("this run was begun with another recipe: resume it with that one")
-        self.state.set("recipe", digest)
-
-    def _enrol(self, limit: int | None) -> dict[str, int]:
-        """Puts every picture of the source into the journal once, in the keyed order."""
-        stored = self.state.get("ignored")
-        if stored is not None:
-            return dict[str, int](json.loads(stored))
-        inputs: Iterable[Input] = (self._input(i.path, i.label) for i in self.reader)
-        if limit is not None:
-            inputs = heapq.nsmallest(limit, inputs, key=lambda item: item.handle)
-        if not self.state.enrol(inputs):
-            raise ConfigError(f"SRC {self.source}: found no picture in it or below it")
-        self.state.set("ignored", json.dumps(self.reader.ignored))
-        return self.reader.ignored
-
-    def _input(self, path: str, label: str | None) -> Input:
-        key = self.state.key
-        person = pseudonym(key, f"picture {path}" if label is None else f"label {label}")
-        return Input(seeds.handle(key, "picture", path), path, person, label is not None)
+        self.state.set("recipe", values)
 
     def _components(self) -> None:
         recipe, device = self.recipe, self.device
@@ -302,11 +265,16 @@ class _Run:
         if self.generator.baseline:
             return
         self.templates = self.state.templates()
-        if self.state.get("planned"):
+        prior = getattr(self.generator, "prior", None)
+        if prior is None or self.state.get("planned"):
             return
-        people = self.state.people()
-        cast = identities.cast(self.generator.prior, self.state.key, people, self._resembling)
-        self.state.plan(cast)
+        weights, people = self.state.get("weights") or "", self.state.people()
+        known = kept.load(self.people_file, weights) if self.people_file else {}
+        known |= self.state.planned()
+        drawn = identities.cast(prior, self.state.key, people, self._resembling, known)
+        self.state.plan({name: (known | drawn)[name] for name in people})
+        if self.people_file:
+            kept.keep(self.people_file, weights, self.state.planned())
         self.state.set("planned", "1")
 
     def _resembling(self, cast: Mapping[str, Person]) -> set[str]:
@@ -328,6 +296,32 @@ class _Run:
         self.inputs.clear()
         return found
 
+    def _learn(self) -> None:
+        """Shows everybody to a generator that must know them all."""
+        if not isinstance(self.generator, Learner):
+            return
+        learnt = self.state.folder / LEARNT
+        if not learnt.is_file():  # else some faces may be made already: people stay as grouped
+            place([self.generator.fit(self._subjects())], learnt, self.state.scratch)
+        self.generator.restore(learnt.read_bytes())
+
+    def _subjects(self) -> Iterator[Job]:
+        """The labelled face of every surveyed picture, aligned, in the keyed order."""
+        generator, withheld = self.generator, self.state.count("withheld IS NOT NULL")
+
+        def aligned(record: Record) -> Record:
+            return record.but(faces=(align(record.image, record.faces[0], generator.size),))
+
+        labelled = ((i, faces) for i, faces in self.state.to_make() if i.labelled)
+        stage = self._spread(each(self._load), each(aligned))
+        records = stage(self._empty(i).but(faces=faces) for i, faces in labelled)
+        total = self.state.count("labelled AND faces IS NOT NULL AND withheld IS NULL")
+        for done, record in enumerate(records, 1):
+            self.progress("learn", done, total, withheld)
+            if record.withheld is None:  # else the second pass says so again
+                blank = job(record.faces[0], self.recipe.region, generator.baseline)
+                yield replace(blank, person=record.identity)
+
     def _replacer(self, codes: Mapping[str, Floats]) -> Replace:
         recipe = self.recipe
         return Replace(
@@ -336,7 +330,7 @@ class _Run:
             key=self.state.key,
             codes=codes.__getitem__,
             templates=self.templates.__getitem__,
-            detector=self.detector,
+            detector=getattr(self.detector, "finder", self.detector),
             auditor=self.auditor,
             embedder=self.embedder,
             published=lambda image: decode(encode(image, recipe.format, recipe.quality)),
@@ -344,7 +338,8 @@ class _Run:
 
     def _make(self) -> None:
         """Second pass: replace, audit, verify, write."""
-        replace = self._replacer(self.state.codes())
+        people = self.state.planned()
+        replace = self._replacer({name: person.code for name, person in people.items()})
         stage = self._spread(each(self._load), batched(replace, self.batch))
         writer = self.writer
         writer.begin(json.loads(self.state.get("marks") or "{}"))
@@ -396,8 +391,9 @@ class _Run:
         description = {
             "schema": 1,
             "tool": f"anonymize {version('anonymize')}",
-            "recipe": _published(self.recipe),
-            "label": BASELINE_NOTE if self.generator.baseline else "anonymisation",
+            # its own name, because the recipe's may hold a path
+            "recipe": _published(self.recipe) | {"generator": self.generator.name},
+            "label": promise(self.generator),
             "weights": getattr(self.generator, "hashes", {}),
             "identities": self.state.plan_summary(),
             "counts": {k: v for k, v in asdict(summary).items() if k != "ignored"},
@@ -431,9 +427,3 @@ def _manifest(rows: Iterable[Row]) -> Iterator[bytes]:
             "withheld": row.withheld,
         }
         yield (json.dumps(line) + "\n").encode()
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

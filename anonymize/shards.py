@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anonymize.errors import ConfigError
-from anonymize.images import FORMATS, SUFFIXES, limited
+from anonymize.images import FORMATS, SUFFIXES, read_part
 from anonymize.manifest import parquet
 from anonymize.readers import DamagedError, Source, containers
 from anonymize.record import Record
@@ -89,21 +89,26 @@ def _end(file: BinaryIO, position: int) -> None:
 def _header(head: bytes, position: int) -> tuple[str, int, bytes]:
     if len(head) < BLOCK:
         raise DamagedError(position, "the file ends in the middle of a header")
-    stored = head[148:156].strip(b" \0")
     total = sum(head[:148]) + 8 * 32 + sum(head[156:])
-    if not stored.isdigit() or int(stored, 8) != total:
+    if _octal(head[148:156]) != total:
         raise DamagedError(position, "a header whose checksum is wrong: no tar file, or damaged")
     digits = head[124:136]
     if digits[0] & 0x80:  # GNU's binary sizes
         size = int.from_bytes(digits, "big", signed=True) + (1 << 95)
     else:
-        size = int(digits.strip(b" \0") or b"0", 8)
+        size = _octal(digits)
     if size < 0:
         raise DamagedError(position, f"a member of {size} bytes")
     name = head[:100].split(b"\0", 1)[0]
     if head[257:263] == b"ustar\0" and head[345]:
         name = head[345:500].split(b"\0", 1)[0] + b"/" + name
     return os.fsdecode(name), size, head[156:157]
+
+
+def _octal(field: bytes) -> int:
+    """A number of a header, -1 where there is none."""
+    digits = field.strip(b" \0")
+    return int(digits or b"0", 8) if not digits.strip(b"01234567") else -1
 
 
 def _extended(kind: bytes, data: bytes, position: int) -> dict[str, str]:
@@ -186,10 +191,7 @@ class WebDataset:
         """The picture file of a sample."""
         name, _, place = locator.rpartition("@")
         start, length = (int(number) for number in place.split("+"))
-        limited(length)
-        with (self.root / name if name else self.root).open("rb") as file:
-            file.seek(start)
-            return file.read(length)
+        return read_part(self.root / name if name else self.root, start, length)
 
 
 class WebDatasetWriter(Writer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from anonymize.aligners import (
     reach,
     similarity,
 )
-from anonymize.blenders import blend
+from anonymize.blenders import blend, overlay
 from anonymize.detectors import Detector, by_subject
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.errors import Withhold
@@ -147,15 +147,21 @@ class Replace:
             ]
             drawn = self.generator(jobs)
             for (i, _), face, crop in zip(turn, faces, drawn, strict=True):
-                match = not self.generator.baseline
-                images[i] = blend(images[i], crop, face, self.region, match=match)
+                images[i] = self._put(images[i], crop, face)
         return images
+
+    def _put(self, image: Pixels, crop: Pixels, face: Face) -> Pixels:
+        if getattr(self.generator, "additive", False):
+            return overlay(image, crop, face, self.region)
+        return blend(image, crop, face, self.region, match=not self.generator.baseline)
 
     def _job(self, record: Record, face: Face, index: int, attempt: int) -> Job:
         blank = job(face, self.region, self.generator.baseline)
-        code = None if self.generator.baseline else self._code(record, face, index, blank)
+        drawn = getattr(self.generator, "prior", None) is not None
+        code = self._code(record, face, index, blank) if drawn else None
         seed = seeds.derive(self.key, "noise", record.key, index, attempt)[:8]
-        return Job(blank.crop, blank.mask, blank.landmarks, code, int.from_bytes(seed, "big"))
+        who = record.identity if face.subject else None
+        return replace(blank, code=code, seed=int.from_bytes(seed, "big"), person=who)
 
     def _code(self, record: Record, face: Face, index: int, blank: Job) -> Floats:
         """The subject's planned code; for a bystander one of its own, used in this picture only."""

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from anonymize import seeds
+from anonymize import kept, seeds
 from anonymize.errors import ConfigError, ReleaseError
+from anonymize.identities import Person
 from anonymize.record import Face, Floats
 
 SCHEMA = """
@@ -38,10 +39,6 @@ CREATE TABLE IF NOT EXISTS inputs (
     withheld TEXT                 -- reason
 );
 CREATE INDEX IF NOT EXISTS inputs_person ON inputs (person);
-CREATE TABLE IF NOT EXISTS people (
-    person TEXT PRIMARY KEY, cell INTEGER NOT NULL, code BLOB NOT NULL,
-    draws INTEGER NOT NULL, apart INTEGER NOT NULL
-);
 """
 
 
@@ -52,12 +49,16 @@ def private_folder(release: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One row: a picture of the source. `handle` is opaque, `source` is its path below SRC."""
+    """One row: a picture of the source. `handle` is opaque, `source` is its path below SRC.
+
+    `withheld` is a reason that is known from the start.
+    """
 
     handle: str
     source: str
     person: str
     labelled: bool
+    withheld: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class State:
             self.db = sqlite3.connect(folder / "state.sqlite", check_same_thread=False)
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=FULL")
-            self.db.executescript(SCHEMA)
+            self.db.executescript(SCHEMA + kept.PEOPLE)
         except ConfigError as error:
             raise ReleaseError(
                 f"{folder} holds no private state: sealed already, or not made by `anonymize run`"
@@ -119,6 +120,26 @@ class State:
         self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
         self.db.commit()
 
+    def reopen(self) -> None:
+        """Makes a finished release ready to take in what its source has gained.
+
+        Raises:
+            ReleaseError: it is not finished, or its format cannot grow.
+        """
+        if self.get("summary") is None:
+            raise ReleaseError(f"{self.folder}: the run is not finished; resume it first")
+        reader = json.loads(self.get("source") or '[""]')[0]
+        writer = json.loads(self.get("recipe") or "{}").get("writer")
+        if reader != "folder" or writer not in ("folder", "manifest", "manifest-parquet"):
+            raise ReleaseError(
+                "only folders and flat folders with a table can grow: make another release with "
+                "the same --key-file, which keeps everybody's new face"
+            )
+        with self.db:
+            self.db.execute(
+                "DELETE FROM meta WHERE name IN ('summary', 'planned', 'ignored', 'source')"
+            )
+
     def enrol(self, inputs: Iterable[Input]) -> int:
         """Adds inputs that are not there yet; returns how many there are now.
 
@@ -127,15 +148,16 @@ class State:
         """
         offered = 0
 
-        def rows() -> Iterator[tuple[str, bytes, str, int]]:
+        def rows() -> Iterator[tuple[str, bytes, str, int, str | None]]:
             nonlocal offered
-            for item in inputs:
+            for i in inputs:
                 offered += 1
-                yield item.handle, os.fsencode(item.source), item.person, int(item.labelled)
+                yield i.handle, os.fsencode(i.source), i.person, int(i.labelled), i.withheld
 
         try:
             self.db.executemany(
-                "INSERT INTO inputs (handle, source, person, labelled) VALUES (?, ?, ?, ?) "
+                "INSERT INTO inputs (handle, source, person, labelled, withheld) "
+                "VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (source) DO NOTHING",
                 rows(),
             )
@@ -255,21 +277,13 @@ class State:
             for _, handle, source, faces in islice(group, count):
                 yield Input(handle, os.fsdecode(source), person, True), _faces(faces)
 
-    def plan(self, people: dict[str, Any]) -> None:
-        """Stores the new people (`identities.Person` by pseudonym)."""
-        self.db.executemany(
-            "INSERT OR REPLACE INTO people VALUES (?, ?, ?, ?, ?)",
-            (
-                (name, p.cell, p.code.astype("<f4").tobytes(), p.draws, int(p.apart))
-                for name, p in people.items()
-            ),
-        )
-        self.db.commit()
+    def plan(self, people: Mapping[str, Person]) -> None:
+        """Stores new people by pseudonym; those who are there already stay as they are."""
+        kept.store(self.db, people)
 
-    def codes(self) -> dict[str, Floats]:
-        """The planned identity code (128,) of each pseudonym."""
-        rows = self.db.execute("SELECT person, code FROM people")
-        return {person: np.frombuffer(code, "<f4").copy() for person, code in rows}
+    def planned(self) -> dict[str, Person]:
+        """The new people by pseudonym."""
+        return kept.stored(self.db)
 
     def plan_summary(self) -> dict[str, int]:
         """Counts of the identity plan: people, cells in use, redraws, people not kept apart."""
@@ -317,6 +331,31 @@ class State:
         return ((os.fsdecode(source), output) for source, output in self.db.execute(query))
 
 
+def open_state(release: Path, key: bytes | None, resume: bool, overwrite: bool) -> State:
+    """Opens or creates the private state of a release, never touching foreign files."""
+    private = private_folder(release)
+    if overwrite and private.is_dir():
+        State(private).close()  # refuses a folder that is not ours
+        shutil.rmtree(private)
+        shutil.rmtree(release, ignore_errors=True)
+    if resume:
+        if not private.is_dir():
+            raise ReleaseError(f"nothing to resume: {private} does not exist; run without --resume")
+        state = State(private)
+        if key is not None and key != state.key:
+            raise ConfigError(f"--key-file holds another key than {private}; resume with that one")
+        return state
+    if private.exists():
+        raise ReleaseError(
+            f"{private} exists: add --resume to go on with that run, or --overwrite to destroy it"
+        )
+    if release.exists() and (not release.is_dir() or any(release.iterdir())):
+        raise ReleaseError(
+            f"DST {release} is not an empty folder: choose another, or remove what is in it"
+        )
+    return State(private, key or seeds.new_key())
+
+
 def read_links(release: Path) -> list[tuple[str, str]]:
     """The link table of an unsealed release: (path below SRC, path below DST) of all written.
 
@@ -359,7 +398,9 @@ def _faces(text: str) -> tuple[Face, ...]:
 
 def _packed(embedding: Floats | None) -> str | None:
     """Half precision moves distances by less than 1e-3, in half the space."""
-    return None if embedding is None else base64.b64encode(embedding.astype("<f2")).decode()
+    return (
+        None if embedding is None else base64.b64encode(embedding.astype("<f2").tobytes()).decode()
+    )
 
 
 def _unpacked(text: str | None) -> Floats | None:

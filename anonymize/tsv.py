@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anonymize.errors import ConfigError, Withhold
+from anonymize.images import read_part
 from anonymize.readers import DamagedError, Source, containers
 from anonymize.record import Record
 from anonymize.writers import Growing, Marks, Writer, Written
@@ -57,8 +58,10 @@ class MsCelebTsv:
                 try:
                     if len(line) == LONGEST:
                         raise DamagedError(position, f"a row of more than {LONGEST} bytes")
-                    mid = _columns(line, position)[0]
-                    yield Source(f"{name}@{position}+{len(line)}", mid.decode("utf-8"))
+                    columns = _columns(line, position)
+                    mid = columns[0].decode("utf-8")
+                    place = f"{name}@{position}+{len(line)}"
+                    yield Source(place, mid, _listed(mid, columns))
                 except (DamagedError, UnicodeDecodeError) as error:
                     if not self.skip_bad:
                         raise ConfigError(
@@ -71,9 +74,7 @@ class MsCelebTsv:
         """The picture file in a row."""
         name, _, place = locator.rpartition("@")
         start, length = (int(number) for number in place.split("+"))
-        with (self.root / name if name else self.root).open("rb") as file:
-            file.seek(start)
-            line = file.read(length)
+        line = read_part(self.root / name if name else self.root, start, length)
         try:
             return base64.b64decode(_columns(line, start)[-1], validate=True)
         except (DamagedError, binascii.Error) as error:
@@ -108,6 +109,13 @@ class MsCelebTsvWriter(Writer):
 
     def files(self) -> list[str]:
         return [self.NAME]
+
+
+def _listed(mid: str, columns: list[bytes]) -> str:
+    """What clean lists call a row: `MID/rank-FaceId-n`."""
+    rank = columns[1] if len(columns) == 7 else columns[2]
+    face = columns[4] if len(columns) == 7 else b"FaceId-0"
+    return f"{mid}/{rank.decode('utf-8', 'replace')}-{face.decode('utf-8', 'replace')}"
 
 
 def _columns(line: bytes, position: int) -> list[bytes]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anonymize.errors import ConfigError
-from anonymize.images import limited
+from anonymize.images import read_part
 from anonymize.readers import Source, containers
 from anonymize.record import Record
 from anonymize.writers import Growing, Writer, Written, place
@@ -79,10 +79,7 @@ class VerificationBin:
         """One encoded picture."""
         name, _, place = locator.rpartition("@")
         start, length = (int(number) for number in place.split("+"))
-        limited(length)
-        with (self.root / name if name else self.root).open("rb") as file:
-            file.seek(start)
-            return file.read(length)
+        return read_part(self.root / name if name else self.root, start, length)
 
 
 def scan(file: BinaryIO, path: Path) -> tuple[list[tuple[int, int]], list[bool]]:

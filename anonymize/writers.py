@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from anonymize.images import FORMATS, encode
+from anonymize.images import FORMATS, encode, padded
 from anonymize.record import Record
 
 EPOCH = 315_532_800
@@ -76,7 +76,7 @@ class Writer(ABC):
         """
         if record.output is None or record.withheld is not None:
             raise AssertionError("refusing to write a record that was not anonymised")
-        data = encode(record.output, self.kind, self.quality)
+        data = padded(encode(record.output, self.kind, self.quality), self.kind)
         return self.put(record, person, data), hashlib.sha256(data).hexdigest()
 
     @abstractmethod
@@ -168,3 +168,9 @@ def place(data: Iterable[bytes], target: Path, scratch: Path) -> str:
     os.utime(partial, (EPOCH, EPOCH))
     partial.replace(target)
     return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

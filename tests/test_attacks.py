@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,7 +18,8 @@ from anonymize.eval.links import link, read_table
 from anonymize.eval.memory import memory
 from anonymize.eval.report import risks, verdict
 from anonymize.eval.risk import TOO_WEAK, Outcome, judged, measure
-from anonymize.eval.trial import Shots, Trial, View, load
+from anonymize.eval.testing import DIMS, EACH, PEOPLE, Staged, staged
+from anonymize.eval.trial import Trial, load
 from anonymize.eval.unlink import cross_key
 from conftest import save
 
@@ -28,8 +28,7 @@ from anonymize.errors import ConfigError
 from anonymize.images import encode, read
 from anonymize.record import Face, Floats, Pixels
 
-PEOPLE, EACH, DIMS = 80, 4, 48
-FAKE = SimpleNamespace(name="fake")
+FAKE = Staged()
 
 
 def embeddings(seed: int = 0, noise: float = 0.25, per_picture: bool = False) -> Floats:
@@ -39,30 +38,6 @@ def embeddings(seed: int = 0, noise: float = 0.25, per_picture: bool = False) ->
     who = rng.normal(size=(count, DIMS)) if per_picture else rng.normal(size=(PEOPLE, DIMS))
     who = who if per_picture else np.repeat(who, EACH, axis=0)
     return (who + noise * rng.normal(size=who.shape) + 3).astype(np.float32)
-
-
-def staged(o: Floats, a: Floats, found: Floats | None = None, seed: int = 0) -> Trial:
-    """A trial with given embeddings, one output for each original."""
-    count = len(o)
-    people = np.repeat(np.arange(PEOPLE), EACH)
-
-    everywhere = np.ones(count, bool)
-
-    def shots(seen: Floats) -> Shots:
-        rows = np.arange(count)
-        paths = [f"p{p}/{i}.jpg" for i, p in enumerate(people)]
-        blank = np.zeros((count, 5, 2), np.float32)
-        boxes, sizes = np.zeros((count, 4), np.float32), np.ones((count, 2), np.int64)
-        marks = [""] * count
-        return Shots(Path("."), paths, people, rows, marks, seen, blank, boxes, sizes, everywhere)
-
-    attacker = np.random.default_rng(seed).permutation(PEOPLE) < PEOPLE // 2
-    enrolled = np.tile(np.arange(EACH) < EACH // 2, PEOPLE)
-    names = [f"p{i}" for i in range(PEOPLE)]
-    outputs = shots(everywhere if found is None else found.astype(bool))
-    trial = Trial(shots(everywhere), outputs, attacker, enrolled, names, seed, Cache(None))
-    trial._views["fake"] = View(trial, "fake", o, a)
-    return trial
 
 
 def outcomes(trial: Trial, *names: Attack) -> dict[str, Outcome]:

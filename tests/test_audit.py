@@ -21,6 +21,7 @@ from anonymize.eval.duplicates import near, perceptual, same
 from anonymize.eval.identifiers import Tally, kinds, nature, redacted
 from anonymize.eval.recognition import Faces, identified, mislabelled, sample
 from anonymize.eval.withdrawn import KNOWN, Layout
+from click.testing import CliRunner
 from conftest import save
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from PIL.PngImagePlugin import PngInfo
 from test_formats import rec, shards, tsv
 from test_images import RED, saved
 
+from anonymize.cli import main
 from anonymize.errors import ConfigError, Withhold
 from anonymize.images import encode, metadata, read
 
@@ -562,3 +564,15 @@ def test_real_photographs_are_found_out(lfw: Path, tmp_path: Path) -> None:
     assert found["recognition"]["identified"]["rank1"]["value"] > 0.8
     assert found["recognition"]["mislabelled"]["count"] < 5
     assert found["duplicates"]["near"]["groups"] < 10
+
+
+def test_the_command(people: Path, tmp_path: Path) -> None:
+    arguments = ["audit", str(people), "-o", str(tmp_path / "audit"), "--limit", "12"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "72" in result.stdout
+    assert {p.name for p in (tmp_path / "audit").iterdir()} == {"audit.html", "audit.json"}
+    as_json = CliRunner().invoke(main, ["audit", str(people), "--limit", "12", "--json"])
+    assert json.loads(as_json.stdout)["schema"] == 1
+    absent = CliRunner().invoke(main, ["audit", str(tmp_path / "absent")])
+    assert absent.exit_code == 2

@@ -46,3 +46,13 @@ def test_wrong_recipes_exit_with_2(dataset: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "unknown key 'generatr'" in result.stderr
     assert not (tmp_path / "release.private").exists()
+
+
+def test_perturbations_are_trained_by_the_same_command(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["train", str(dataset), str(out), "--kind", "perturb", "--steps", "1"]
+    settings = ["--set", "batch=2"]
+    assert CliRunner().invoke(main, [*command, "--start", str(tmp_path)]).exit_code == 2
+    result = CliRunner().invoke(main, [*command, *settings])
+    assert result.exit_code == 0, result.output
+    assert len(check_sums(Path(result.stdout.strip()))) == 4

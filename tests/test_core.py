@@ -63,7 +63,7 @@ def test_a_file_that_is_no_key_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_unknown_component_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown generator 'nope'.*blur, inpaint, mask"):
+    with pytest.raises(ConfigError, match=r"unknown generator 'nope'.*blur, hub, inpaint"):
         registry.load("generator", "nope")
     with pytest.raises(ConfigError, match="unknown kind"):
         registry.names("nope")

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from anonymize.cli import main
 from anonymize.errors import ConfigError, Withhold
 from anonymize.images import encode
+from anonymize.lists import Clean
 from anonymize.readers import DamagedError, Reader, open_source, sniff
 from anonymize.recipe import Recipe
 from anonymize.recordio import HEADER, MAGIC, label, packed, parts, payload
@@ -504,3 +505,43 @@ def test_run_json_tells_no_paths(crowd: list[tuple[str, bytes]], tmp_path: Path)
     text = (tmp_path / "release" / "run.json").read_text()
     assert "recordio" not in text
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("order", ["label path", "path label"])
+def test_clean_lists_choose_and_relabel(
+    order: str, crowd: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    source = tsv(tmp_path, crowd)
+    rows = [
+        ("m.00x/0-FaceId-0.jpg", "a"),
+        ("m.01x/4-FaceId-0.jpg", "b"),
+        ("m.9/1-FaceId-0.jpg", "b"),
+    ]
+    lines = [f"{p} {n}" if order == "path label" else f"{n} {p}" for p, n in rows]
+    (tmp_path / "clean.txt").write_text("\n".join(lines) + "\n")
+    reader = Clean(open_source(source), tmp_path / "clean.txt")
+    found = list(reader)
+    assert [item.label for item in found] == ["a", "b"]
+    assert [reader.load(item.path) for item in found] == [crowd[0][1], crowd[4][1]]
+    assert reader.ignored["not on the clean list"] == 7
+    assert reader.ignored["listed, but not there"] == 1
+    recipe = Recipe(generator="mask")
+    summary = run(source, tmp_path / "release", recipe, clean_list=tmp_path / "clean.txt")
+    assert (summary.read, summary.people) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("m.00x/0-FaceId-0.jpg\n", "expected a path"),
+        ("a b\n", "expected a path"),
+        ("m.77/0-FaceId-0.jpg a\n", "keeps no picture"),
+        ("m.00x/0-FaceId-0.jpg a\nm.00x/0-FaceId-0.jpg b\n", "more than once"),
+    ],
+)
+def test_clean_lists_that_do_not_fit(
+    text: str, message: str, crowd: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    (tmp_path / "clean.txt").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        list(Clean(open_source(tsv(tmp_path, crowd)), tmp_path / "clean.txt"))

@@ -9,6 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anonymize.errors import Withhold
-from anonymize.images import decode, encode, read
+from anonymize.images import decode, encode, metadata, padded, read
 
 RED = np.full((20, 30, 3), (200, 40, 20), np.uint8)
 
@@ -130,3 +131,20 @@ def test_encoded_files_hold_nothing_but_pixels(kind: str) -> None:
     with Image.open(io.BytesIO(encode(RED, kind))) as picture:
         assert set(picture.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
         assert not picture.getexif()
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_padding_changes_nothing_but_the_size(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    for side in (8, 33, 100, 217):
+        image = rng.integers(0, 256, (side, side, 3), np.uint8)
+        data = encode(image, kind)
+        filled = padded(data, kind)
+        assert len(filled) >= len(data)
+        assert len(filled).bit_count() == 1
+        assert (decode(filled) == decode(data)).all()
+        bgr = cv2.imdecode(np.frombuffer(filled, np.uint8), cv2.IMREAD_COLOR)
+        assert (bgr[..., ::-1] == decode(data)).all()
+        assert not (metadata(filled).keys() - metadata(data).keys())
+        with Image.open(io.BytesIO(filled)) as picture:
+            picture.verify()

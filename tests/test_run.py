@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from conftest import save
 from PIL import Image
 
+from anonymize import identities, kept
 from anonymize.cli import main
 from anonymize.detectors import MTCNN
 from anonymize.embedders import DlibEmbedder, chip
@@ -330,6 +331,7 @@ def test_outputs_that_match_their_source_are_withheld(
 class Second(Copy):
     """A generator whose first casting is the person replaced, and whose second is another."""
 
+    prior = "invented below"
     crops: tuple[Pixels, Pixels]
 
     def __call__(self, jobs):  # type: ignore[no-untyped-def]
@@ -387,7 +389,6 @@ class Broken(Copy):
 def test_a_failing_generator_leaks_nothing(
     portrait: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: str, reason: str
 ) -> None:
-    from anonymize import identities
 
     nobody = identities.Person(np.ones(128, np.float32), 0, 1, True)
     monkeypatch.setattr(identities, "invent", lambda *a, **_: dict.fromkeys(a[2], nobody))
@@ -490,14 +491,13 @@ def test_places_that_do_not_fit_exit_with_2(
 def test_an_unknown_generator_leaves_nothing_behind(dataset: Path, tmp_path: Path) -> None:
     result = invoke("run", dataset, tmp_path / "release", "--generator", "nope")
     assert result.exit_code == 2
-    assert "expected one of blur, inpaint, mask, pixelate" in result.stderr
+    assert "expected one of blur, hub, inpaint, k-same-eigen" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"people"}
 
 
 def test_a_late_error_keeps_key_and_journal(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anonymize import identities
 
     def fails(*_: object, **__: object) -> None:
         raise ConfigError("late")
@@ -566,7 +566,9 @@ def test_sealing_destroys_the_link(masked: Path) -> None:
     before = digests(masked)
     assert "9 pictures" in invoke("seal", masked).stdout
     assert not private_folder(masked).exists()
-    assert digests(masked) == before
+    after = digests(masked)
+    assert after.pop("release.json")
+    assert after == before
     for command in (["links", masked], ["seal", masked]):
         result = invoke(*command)
         assert result.exit_code == 1
@@ -664,3 +666,82 @@ def test_photographs(lfw: Path, tmp_path: Path) -> None:
     summary = run(tmp_path / "src", tmp_path / "release", key=KEY, workers=2)
     assert summary.read == 36
     assert summary.written >= 35
+
+
+def invoke_run(source: Path, release: Path, *options: object) -> Result:
+    return invoke("run", source, release, "--max-withheld", "1", *options)
+
+
+def outputs(release: Path) -> dict[str, str]:
+    return {name: d for name, d in digests(release).items() if name.endswith(".jpg")}
+
+
+def test_people_of_a_kept_key_stay_whoever_comes_or_goes(people: Path, tmp_path: Path) -> None:
+    """Opt-outs, additions and re-issues change no other byte."""
+    source, key = tmp_path / "people", tmp_path / "key"
+    for person in sorted(people.iterdir())[:4]:
+        for picture in sorted(person.glob("*.jpg"))[:3]:
+            save(source / person.name / picture.name, read(picture), "jpg")
+    names = sorted(path.name for path in (source / "person-00").iterdir())
+    late = sorted(source.iterdir())[3]
+    late.rename(tmp_path / "late")
+    (source / "person-00" / names[2]).rename(tmp_path / "late.jpg")
+    assert invoke_run(source, tmp_path / "first", "--key-file", key).exit_code == 0
+    before = outputs(tmp_path / "first")
+
+    (tmp_path / "leave").write_text("# asked on Monday\nperson-01\nnobody\n")
+    without = invoke_run(
+        source, tmp_path / "second", "--key-file", key, "--exclude", tmp_path / "leave"
+    )
+    assert "1: excluded label that is not in SRC" in without.stdout
+    gone = {out for src, out in links(tmp_path / "first").items() if src.startswith("person-01")}
+    assert gone
+    assert outputs(tmp_path / "second") == {k: v for k, v in before.items() if k not in gone}
+    assert {row["withheld"] for row in manifest(tmp_path / "second")} >= {"excluded"}
+
+    (tmp_path / "late").rename(late)
+    (tmp_path / "late.jpg").rename(source / "person-00" / names[2])
+    grown = invoke("add", source, tmp_path / "first", "--key-file", key)
+    assert grown.exit_code == 0, grown.stderr
+    after = outputs(tmp_path / "first")
+    assert before.items() <= after.items()
+    assert not list(problems(tmp_path / "first"))
+    linked = links(tmp_path / "first")
+    assert {Path(o).parent for s, o in linked.items() if s.startswith("person-00")} == {
+        Path(linked[f"person-00/{names[0]}"]).parent
+    }
+    assert len(manifest(tmp_path / "first")) == 12
+    invoke_run(source, tmp_path / "third", "--key-file", key)
+    assert outputs(tmp_path / "third") == after
+
+
+def test_what_cannot_grow_says_so(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path / "tar", Recipe(generator="mask", writer="webdataset"), key=KEY)
+    with pytest.raises(ReleaseError, match="the same --key-file"):
+        run(dataset, tmp_path / "tar", add=True)
+    run(dataset, tmp_path / "folder", Recipe(generator="mask"), key=KEY)
+    before = digests(tmp_path / "folder")
+    assert run(dataset, tmp_path / "folder", add=True).read == 9
+    assert digests(tmp_path / "folder") == before
+
+
+def test_kept_people_belong_to_their_weights(tmp_path: Path) -> None:
+    person = identities.Person(np.ones(128, np.float32), 0, 1, True)
+    kept.keep(tmp_path / "people", "one", {"p": person})
+    kept.keep(tmp_path / "people", "one", {"p": identities.Person(-person.code, 1, 2, False)})
+    assert (kept.load(tmp_path / "people", "one")["p"].code == 1).all()
+    assert (tmp_path / "people").stat().st_mode & 0o077 == 0
+    with pytest.raises(ConfigError, match="other weights"):
+        kept.load(tmp_path / "people", "two")
+    (tmp_path / "damaged").write_text("nothing")
+    with pytest.raises(ConfigError, match="does not hold"):
+        kept.load(tmp_path / "damaged", "one")
+    assert kept.load(tmp_path / "absent", "one") == {}
+
+
+def test_an_exclude_list_without_labels_is_refused(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "leave").write_text("# nobody yet\n")
+    result = invoke_run(dataset, tmp_path / "release", "--exclude", tmp_path / "leave")
+    assert result.exit_code == 2
+    assert "got no label" in result.stderr
+    assert not private_folder(tmp_path / "release").exists()
