@@ -333,7 +333,7 @@ class _Run:
             detector=getattr(self.detector, "finder", self.detector),
             auditor=self.auditor,
             embedder=self.embedder,
-            published=lambda image: decode(encode(image, recipe.format, recipe.quality)),
+            encode=lambda image: encode(image, recipe.format, recipe.quality),
         )
 
     def _make(self) -> None:
