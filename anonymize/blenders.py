@@ -165,7 +165,7 @@ def _grained(new: Floats, old: Pixels, far: Floats) -> Floats:
     noise = random.standard_normal(grey.shape, np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), GRAIN_SIZE)  # grain spans pixels, unlike white noise
     noise *= missing / max(float(np.quantile(_grain(noise), SMOOTHEST)), 1e-6)
-    return np.clip(new + noise[..., None], 0, 255)
+    return np.asarray(np.clip(new + noise[..., None], 0, 255), np.float32)
 
 
 def _mean(image: Floats | Pixels) -> Floats:

@@ -89,7 +89,7 @@ class Flat(nn.Module):
         return x.permute(0, 3, 2, 1).flatten(1)
 
 
-def proposer(device: str) -> tuple[nn.Sequential, nn.Sequential]:
+def proposer(device: str) -> tuple[nn.Module, nn.Module]:
     """P-Net, before and after its pooling: (1, 3, H, W) to (1, 6, (H - 10) / 2, (W - 10) / 2).
 
     The answers are shifts of the corners (4) and the logits of no face and face.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -62,8 +62,8 @@ def suppress(
     """
     corners = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
     groups = np.zeros(len(boxes), np.int32) if groups is None else groups
-    kept = cv2.dnn.NMSBoxesBatched(corners, scores, groups, float("-inf"), limit)
-    return [int(index) for index in kept]
+    batched: Any = cv2.dnn.NMSBoxesBatched  # it takes arrays, but is declared without them
+    return [int(index) for index in batched(corners, scores, groups, float("-inf"), limit)]
 
 
 def _outermost(boxes: Floats, scores: Floats, limit: float) -> list[int]:
@@ -157,7 +157,7 @@ class MTCNN:
         where = np.nonzero(found[4] > self.thresholds[0])
         at = np.stack(where[::-1], 1).astype(np.float32) * 2
         corners: Floats = np.hstack([at, at + CELL]) / level.scale
-        return _shifted(corners, found[:4, *where].T), found[4][where]
+        return _shifted(corners, found[:4, where[0], where[1]].T), found[4][where]
 
     def _refine(self, x: Tensor, boxes: Floats) -> Floats:
         answers = _answers(self._rnet, _patches(x, boxes, 24), 16)
@@ -188,7 +188,7 @@ def _answers(network: nn.Module, patches: Tensor, size: int) -> Floats:
     Groups have one size, filled up, because kernels are made anew for every other.
     """
     padded = F.pad(patches, (0, 0, 0, 0, 0, 0, 0, -len(patches) % size))
-    answers = torch.cat([network(group) for group in padded.split(size)])[: len(patches)]
+    answers = torch.cat([network(group) for group in torch.split(padded, size)])[: len(patches)]
     answers = torch.cat([answers[:, :-2], answers[:, -2:].softmax(1)], 1)
     return np.asarray(answers.cpu().numpy())
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+import cv2
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from anonymize.errors import ConfigError
@@ -26,6 +28,17 @@ def choose(name: str = "auto") -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch finds none: use --device cpu")
     return name
+
+
+def single_threaded() -> None:
+    """Lets torch, OpenCV and numpy's linear algebra use one thread each, for the whole process.
+
+    A run's own threads work on different pictures; libraries that start more for a small matrix
+    make them wait for each other.
+    """
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    threadpool_limits(1)
 
 
 @torch.inference_mode()
@@ -62,7 +75,7 @@ def tuned(network: nn.Module, device: str) -> nn.Module:
         device: a torch device type.
     """
     network.to(device).eval().requires_grad_(False)
-    if device == "cpu" and torch.backends.mkldnn.is_available():
+    if device == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         _pack(network)
     return network
 

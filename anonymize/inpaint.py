@@ -96,6 +96,11 @@ class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
         Returns:
             (N, 3, S, S) in -1..1, the whole crop; outside the region it repeats the context.
         """
+        last = torch.channels_last  # the layout of convolutions: nothing is copied in between
+        context, noise = (
+            context.contiguous(memory_format=last),
+            noise.contiguous(memory_format=last),
+        )
         mask = context[:, 3:4]
         scheduler = copy(self.scheduler)  # it keeps state, and threads share this pipeline
         scheduler.set_timesteps(steps, device=context.device)

@@ -104,5 +104,7 @@ def _extend(layer: nn.Module, kind: str, weights: list[Tensor], options: dict[st
         return
     norm = nn.BatchNorm2d(len(weights[0]), eps=options.get("epsilon", 1e-5))
     norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var = weights
-    transposed = isinstance(layer[0], nn.ConvTranspose2d)
-    layer[0] = fuse_conv_bn_eval(layer[0].eval(), norm.eval(), transposed)
+    convolution = layer[0].eval()
+    assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+    transposed = isinstance(convolution, nn.ConvTranspose2d)
+    layer[0] = fuse_conv_bn_eval(convolution, norm.eval(), transposed)
