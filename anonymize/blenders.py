@@ -46,8 +46,10 @@ def blend(
     if match:
         new = _grained(new, old, far)
     out = image.copy()
-    mixed = np.rint(old * (1 - share) + new * share).astype(np.uint8)
-    out[part] = np.where(share > 0, mixed, old)
+    new -= old
+    new *= share  # nothing is added where the share is 0
+    new += old
+    out[part] = np.rint(new, out=new)
     return out
 
 
@@ -131,10 +133,16 @@ def _matched(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
 
 
 def _spread(values: Floats, weights: Floats, sigma: float, least: float) -> Floats:
-    """Gaussian average of (S, S, 3) values by weight; it fades where there is less than `least`."""
-    near = cv2.GaussianBlur(values, (0, 0), sigma)
-    weight = cv2.GaussianBlur(weights, (0, 0), sigma)
-    return np.asarray(near / (weight[..., None] + least), np.float32)
+    """Gaussian average of (S, S, 3) values by weight; it fades where there is less than `least`.
+
+    So smooth a field is computed on a coarser grid, of at least three pixels to `sigma`.
+    """
+    both, step = np.dstack([values, weights]), 2 ** int(np.log2(max(sigma / 3, 1)))
+    side = max(len(values) // step, 1)
+    small = cv2.resize(both, (side, side), interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), sigma * side / len(values))
+    field = small[..., :3] / (small[..., 3:] + least)
+    return np.asarray(cv2.resize(field, values.shape[1::-1], interpolation=cv2.INTER_CUBIC))
 
 
 def _grained(new: Floats, old: Pixels, far: Floats) -> Floats:
@@ -146,22 +154,29 @@ def _grained(new: Floats, old: Pixels, far: Floats) -> Floats:
     around, inside = (far >= 1) & (far < 1.5), far < 1
     if around.sum() < 64 or inside.sum() < 64:
         return new
-    grey = new.mean(-1)
-    wanted = float(np.quantile(_grain(old.mean(-1))[around], SMOOTHEST))
+    grey = _mean(new)
+    wanted = float(np.quantile(_grain(_mean(old))[around], SMOOTHEST))
     had = float(np.quantile(_grain(grey)[inside], SMOOTHEST))
     missing = min(max(wanted**2 - had**2, 0.0) ** 0.5, MOST_GRAIN)
+    if not missing:
+        return new
     seed = hashlib.sha256(np.rint(grey).astype(np.uint8).tobytes()).digest()
-    noise = np.random.default_rng(int.from_bytes(seed[:8], "big")).standard_normal(grey.shape)
+    random = np.random.default_rng(int.from_bytes(seed[:8], "big"))
+    noise = random.standard_normal(grey.shape, np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), GRAIN_SIZE)  # grain spans pixels, unlike white noise
     noise *= missing / max(float(np.quantile(_grain(noise), SMOOTHEST)), 1e-6)
     return np.asarray(np.clip(new + noise[..., None], 0, 255), np.float32)
 
 
+def _mean(image: Floats | Pixels) -> Floats:
+    """(H, W, 3) to the mean of the channels (H, W), float32."""
+    return np.asarray(cv2.transform(np.float32(image), np.full((1, 3), 1 / 3, np.float32)))
+
+
 def _grain(grey: Floats) -> Floats:
     """Local standard deviation of what a small blur removes from (H, W) values."""
-    grey = np.asarray(grey, np.float32)
     fine = grey - cv2.GaussianBlur(grey, (0, 0), 1.5)
-    return np.asarray(np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 3)), np.float32)
+    return np.asarray(np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 3)))
 
 
 def _bounds(image: Pixels, matrix: Floats, size: int) -> tuple[int, int, int, int]:

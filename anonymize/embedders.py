@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anonymize.aligners import shrink, similarity, then
-from anonymize.devices import invariant
+from anonymize.devices import invariant, tuned
 from anonymize.dlib_format import Layer, layers
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.packages import package_file
@@ -234,12 +235,13 @@ class _DlibEmbedder:
     def __init__(self, name: str, network: nn.Module, device: str) -> None:
         self.name, self.device = name, device
         self.network = network.to(device)
+        self._fast = tuned(deepcopy(network), device)  # `network` keeps its gradients
 
     def __call__(self, chips: Sequence[Pixels]) -> Floats:
         if not chips:
             return np.zeros((0, 128), np.float32)
         pixels = torch.from_numpy(np.stack(chips)).permute(0, 3, 1, 2).float()
-        out = invariant(self.network, pixels, device=self.device)
+        out = invariant(self._fast, pixels, device=self.device)
         return np.asarray(out.numpy(), np.float32)
 
 

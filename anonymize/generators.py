@@ -112,6 +112,7 @@ class Inpaint:
         import torch
         from diffusers.utils import logging
 
+        from anonymize.devices import tuned
         from anonymize.inpaint import InpaintPipeline
 
         if not 1 <= steps <= 50:
@@ -122,6 +123,8 @@ class Inpaint:
         self._pipeline = InpaintPipeline.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32
         ).to(device)
+        for part in ("unet", "adapter", "prior"):
+            tuned(getattr(self._pipeline, part), device)
         self.prior = self._pipeline.prior
         self.size, self.steps, self.device = CROP_SIZE, steps, device
 

@@ -96,6 +96,11 @@ class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
         Returns:
             (N, 3, S, S) in -1..1, the whole crop; outside the region it repeats the context.
         """
+        last = torch.channels_last  # the layout of convolutions: nothing is copied in between
+        context, noise = (
+            context.contiguous(memory_format=last),
+            noise.contiguous(memory_format=last),
+        )
         mask = context[:, 3:4]
         scheduler = copy(self.scheduler)  # it keeps state, and threads share this pipeline
         scheduler.set_timesteps(steps, device=context.device)
@@ -103,7 +108,8 @@ class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
         clean = noisy
         for step in scheduler.timesteps:
             clean = predict(self.unet, self.adapter, noisy, step, context, code).clamp(-1, 1)
-            noisy = scheduler.step(clean, step, noisy).prev_sample * mask
+            if step > scheduler.timesteps[-1]:
+                noisy = scheduler.step(clean, step, noisy).prev_sample * mask
         return clean
 
 

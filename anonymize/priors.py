@@ -70,7 +70,9 @@ class CodePrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(self, context: Tensor) -> Tensor:
         """(N, 7, S, S) contexts to (N, cells) logits."""
         small = F.interpolate(context, (64, 64), mode="area")
-        near = F.max_pool2d(small[:, 3:4], 2 * NEAR + 1, 1, NEAR)  # hair, ears, neck: no scenery
+        side = 2 * NEAR + 1  # a square's maximum is that of its rows' maxima
+        near = F.max_pool2d(small[:, 3:4], (1, side), 1, (0, NEAR))
+        near = F.max_pool2d(near, (side, 1), 1, (NEAR, 0))  # hair, ears, neck: no scenery
         count = near.mean((1, 2, 3), keepdim=True).clamp(min=1e-3)
         pixels = small[:, :3] * near
         level = pixels.mean((1, 2, 3), keepdim=True) / count

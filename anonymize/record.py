@@ -56,6 +56,7 @@ class Record:
         image: the source picture. No writer ever touches it.
         faces: what detection found, subject first.
         output: the only pixels that a writer may touch.
+        encoded: `output` as the file that was verified, or None where nothing was encoded yet.
         withheld: why this image is not published; later stages pass such a record through.
     """
 
@@ -64,6 +65,7 @@ class Record:
     image: Pixels
     faces: tuple[Face, ...] = ()
     output: Pixels | None = None
+    encoded: bytes | None = None
     withheld: str | None = None
 
     def but(self, **changes: Any) -> Record:
@@ -72,4 +74,4 @@ class Record:
 
     def withhold(self, reason: str) -> Record:
         """A copy that will not be published: the reason is set and the output is gone."""
-        return replace(self, output=None, withheld=reason)
+        return replace(self, output=None, encoded=None, withheld=reason)

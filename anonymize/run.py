@@ -333,7 +333,7 @@ class _Run:
             detector=getattr(self.detector, "finder", self.detector),
             auditor=self.auditor,
             embedder=self.embedder,
-            published=lambda image: decode(encode(image, recipe.format, recipe.quality)),
+            encode=lambda image: encode(image, recipe.format, recipe.quality),
         )
 
     def _make(self) -> None:
@@ -376,7 +376,8 @@ class _Run:
     def _store(self, record: Record) -> None:
         """Writes what may be published and journals the outcome."""
         if self.recipe.crop and record.output is not None:
-            record = record.but(output=align(record.output, record.faces[0], self.recipe.crop).crop)
+            head = align(record.output, record.faces[0], self.recipe.crop).crop
+            record = record.but(output=head, encoded=None)
         locator, digest = self.writer.write(record, self.inputs[record.key].person)
         self.state.finished(record.key, locator, digest, len(record.faces))
 

@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 
 from anonymize import seeds
-from anonymize.aligners import align, move, radius
+from anonymize.aligners import (
+    CROP_SIZE,
+    TEMPLATE,
+    align,
+    move,
+    radius,
+    reach,
+    similarity,
+)
 from anonymize.blenders import blend, overlay
 from anonymize.detectors import Detector, by_subject
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.errors import Withhold
 from anonymize.generators import GREY, Job
 from anonymize.identities import invent
+from anonymize.images import decode
 from anonymize.record import Face, Floats, Pixels, Record
 
 MATCH_FMR = 1e-3
@@ -70,6 +79,25 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """What a reader of the release would see of an output that is not proven yet.
+
+    Attributes:
+        record: with all its faces, those that had been missed included.
+        output: the picture with its faces replaced.
+        encoded: the same as a file.
+        seen: what is decoded from that.
+        found: the faces that the first detector finds there.
+    """
+
+    record: Record
+    output: Pixels
+    encoded: bytes
+    seen: Pixels
+    found: tuple[Face, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Replace:
     """Replaces every face of pictures by the people of a plan, and proves it on the result.
 
@@ -82,8 +110,8 @@ class Replace:
         detector: finds the faces of outputs for verification.
         auditor: another detector, for faces that were missed.
         embedder: dlib's recogniser, for verification.
-        published: what a reader of the release will decode from an output; checks look at that,
-            because compression changes what detectors and recognisers see.
+        encode: an output to the file that will be published; checks look at what a reader decodes
+            from it, because compression changes what detectors and recognisers see.
     """
 
     generator: Any
@@ -94,7 +122,7 @@ class Replace:
     detector: Detector
     auditor: Detector
     embedder: DlibEmbedder
-    published: Callable[[Pixels], Pixels]
+    encode: Callable[[Pixels], bytes]
 
     def __call__(self, records: Sequence[Record]) -> list[Record]:
         """Records with `output` set, or withheld."""
@@ -119,7 +147,7 @@ class Replace:
 
     def _attempt(self, records: Sequence[Record], attempt: int) -> list[Record]:
         outputs = self.replace(records, [r.image for r in records], [0] * len(records), attempt)
-        return [self._proven(*audited) for audited in self._audit(records, outputs, attempt)]
+        return [self._proven(look) for look in self._audit(records, outputs, attempt)]
 
     def replace(
         self, records: Sequence[Record], images: list[Pixels], start: Sequence[int], attempt: int
@@ -163,69 +191,51 @@ class Replace:
         logits = self.generator.cells([blank])[0]
         return invent(self.generator.prior, self.key, {label: logits})[label].code
 
-    def _audit(
-        self, records: Sequence[Record], outputs: list[Pixels], attempt: int
-    ) -> list[tuple[Record, Pixels, Pixels, tuple[Face, ...]]]:
-        """Replaces what either detector still finds; withholds where that did not help.
-
-        Returns:
-            Records with all their faces, their outputs, those as published, and what the first
-            detector finds there.
-        """
+    def _audit(self, records: Sequence[Record], outputs: list[Pixels], attempt: int) -> list[_Look]:
+        """Replaces what either detector still finds; withholds where that did not help."""
         known = [len(record.faces) for record in records]
         looks = [self._look(r, out) for r, out in zip(records, outputs, strict=True)]
-        outputs = self.replace([record for record, *_ in looks], outputs, known, attempt)
-        audited = []
-        for (record, seen, found), count, out in zip(looks, known, outputs, strict=True):
-            if len(record.faces) > count:
-                again, seen, found = self._look(record, out)
-                if len(again.faces) > len(record.faces):
-                    record = record.withhold("a face was missed")
-            audited.append((record, out, seen, found))
-        return audited
+        outputs = self.replace([look.record for look in looks], outputs, known, attempt)
+        for index, (look, count) in enumerate(zip(looks, known, strict=True)):
+            if len(look.record.faces) > count:
+                again = self._look(look.record, outputs[index])
+                missed = len(again.record.faces) > len(look.record.faces)
+                record = look.record.withhold("a face was missed") if missed else look.record
+                looks[index] = replace(again, record=record)
+        return looks
 
-    def _look(self, record: Record, output: Pixels) -> tuple[Record, Pixels, tuple[Face, ...]]:
-        """The record with missed faces, its output as published, the first detector's faces."""
-        seen = self.published(output)
+    def _look(self, record: Record, output: Pixels) -> _Look:
+        """Looks for faces in an output as it would be published."""
+        encoded = self.encode(output)
+        seen = decode(encoded)
         found, faces = self.detector([seen])[0], list(record.faces)
         for face in (*found, *self.auditor([seen])[0]):
             if not any(self._covers(known, _middle(face)) for known in faces):
                 faces.append(face.but(subject=False))
-        return record.but(faces=tuple(faces)), seen, found
+        return _Look(record.but(faces=tuple(faces)), output, encoded, seen, found)
 
     def _covers(self, face: Face, point: Floats) -> bool:
         """Whether a point of the picture lies in the region of a face."""
-        aligned = align(np.zeros((1, 1, 3), np.uint8), face, self.generator.size)
-        assert aligned.crop_from_image is not None
-        x, y = move(point[None], aligned.crop_from_image)[0].round().astype(int)
         size = self.generator.size
-        if not (0 <= x < size and 0 <= y < size):
+        matrix = similarity(face.landmarks, TEMPLATE * (size / CROP_SIZE))
+        at = move(point[None], matrix)[0].round()
+        if at.min() < 0 or at.max() >= size:
             return False
-        marks = move(face.landmarks, aligned.crop_from_image)
-        return bool(radius(marks, size, self.region)[y, x] < 1)
+        marks = move(face.landmarks, matrix)
+        return bool(reach(at[:1], at[1:], marks, size, self.region) < 1)
 
-    def _proven(
-        self, record: Record, output: Pixels, seen: Pixels, found: Sequence[Face]
-    ) -> Record:
-        """The record with its output, if that shows a new face and none that matches its source.
-
-        Args:
-            record: with all its faces.
-            output: the picture with all of them replaced.
-            seen: the same as published.
-            found: the faces that the detector finds there.
-        """
+    def _proven(self, look: _Look) -> Record:
+        """The record with its output, if that shows a new face and none that matches its source."""
+        record = look.record
         if record.withheld is not None:
             return record
-        if self.generator.baseline:
-            return record.but(output=output)
-        for face in record.faces:
-            new = next((f for f in found if self._covers(face, _middle(f))), None)
+        for face in () if self.generator.baseline else record.faces:
+            new = next((f for f in look.found if self._covers(face, _middle(f))), None)
             if new is None and face.subject:
                 return record.withhold("no usable face in the output")
-            if new is not None and self._same(record, face, seen, new):
+            if new is not None and self._same(record, face, look.seen, new):
                 return record.withhold("output still matches its source")
-        return record.but(output=output)
+        return record.but(output=look.output, encoded=look.encoded)
 
     def _same(self, record: Record, face: Face, output: Pixels, new: Face) -> bool:
         """Whether a new face matches the one it replaces, or any picture of that person."""

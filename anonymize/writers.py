@@ -76,7 +76,8 @@ class Writer(ABC):
         """
         if record.output is None or record.withheld is not None:
             raise AssertionError("refusing to write a record that was not anonymised")
-        data = padded(encode(record.output, self.kind, self.quality), self.kind)
+        file = record.encoded or encode(record.output, self.kind, self.quality)
+        data = padded(file, self.kind)
         return self.put(record, person, data), hashlib.sha256(data).hexdigest()
 
     @abstractmethod

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "record"},
     {"seeds", "packages", "registry", "pipeline"},
-    {"images", "aligners", "dlib_format", "devices", "augment"},
+    {"images", "aligners", "dlib_format", "devices", "augment", "cascade", "onnx_graph"},
     {"detectors", "embedders", "priors", "identities", "readers", "writers", "lists", "adversary"},
     {"aligned", "manifest", "recordio", "shards", "tsv", "verification"},
     {"inpaint", "blenders", "recipe", "faces", "cells", "views"},

@@ -20,8 +20,8 @@ KEY = bytes(range(32))
 
 def test_withholding_a_record_drops_its_output() -> None:
     image = np.zeros((2, 2, 3), np.uint8)
-    record = Record("a", None, image, output=image).withhold("no face found")
-    assert record.output is None
+    record = Record("a", None, image, output=image, encoded=b"x").withhold("no face found")
+    assert record.output is record.encoded is None
     assert record.withheld == "no face found"
 
 

@@ -11,17 +11,19 @@ import tarfile
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_formats import MAKERS, pairs
 
 from anonymize import registry
-from anonymize.images import decode
+from anonymize.images import decode, encode, padded
 from anonymize.readers import open_source
 from anonymize.recipe import Recipe
+from anonymize.record import Record
 from anonymize.release import opened, problems, rows, seal
 from anonymize.run import Summary, run
 from anonymize.state import State, private_folder, read_links
-from anonymize.writers import Growing, Writer
+from anonymize.writers import FolderWriter, Growing, Writer
 
 KEY = bytes(range(32))
 FORMATS = sorted(registry.names("writer"))
@@ -304,3 +306,12 @@ def test_photographs_go_round(lfw: Path, tmp_path: Path) -> None:
             assert sorted(map(len, found)) == sizes
         source = tmp_path / f"as-{name}" / READ_AS.get(name, "")
     assert summary.written >= summary.read - 1
+
+
+def test_the_file_that_was_verified_is_the_one_that_is_written(tmp_path: Path) -> None:
+    """It is not encoded again, so nothing is published that was not looked at."""
+    grey = np.full((9, 9, 3), 128, np.uint8)
+    verified = encode(grey, "jpg", 50)
+    record = Record("a", None, grey, output=grey, encoded=verified)
+    locator, _ = FolderWriter(tmp_path / "release", tmp_path).write(record, "p")
+    assert (tmp_path / "release" / locator).read_bytes() == padded(verified, "jpg")
