@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,7 @@ def main() -> None:
 @click.option("--clean-list", type=FILE, help="Take only the pictures of this list, as labelled.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--overwrite", is_flag=True, help="Destroy an earlier release in DST first.")
+@click.option("--dry-run", is_flag=True, help="Try 200 pictures and say what all would take.")
 @click.option(
     "--max-withheld",
     default=0.1,
@@ -79,6 +81,7 @@ def run(
     workers: int | None,
     resume: bool,
     overwrite: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Anonymise the pictures below SRC into the folder DST.
@@ -111,6 +114,10 @@ def run(
     if made.baseline:
         say(f"{recipe.generator}: {promise(made)}")
     single_threaded()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, resumable
+    options["workers"] = workers or os.cpu_count() or 1
+    if dry_run:
+        return _estimate(src, recipe, options, as_json)
     with Meter() as meter:
         summary = anonymize(
             src,
@@ -118,7 +125,6 @@ def run(
             recipe,
             key=_key(key_file),
             people_file=_people(key_file),
-            workers=workers or os.cpu_count() or 1,
             resume=resume,
             overwrite=overwrite,
             progress=meter,
@@ -132,6 +138,15 @@ def run(
         share = summary.withheld / summary.read
         say(f"anonymize: {share:.1%} withheld, more than --max-withheld allows")
         sys.exit(GATE)
+
+
+def _estimate(src: Path, recipe: Any, options: dict[str, Any], as_json: bool) -> None:
+    from anonymize.estimate import as_dict, estimate, table
+
+    del options["limit"]
+    with Meter() as meter:
+        found = estimate(src, recipe, meter, **options)
+    click.echo(json.dumps(as_dict(found)) if as_json else table(found))
 
 
 @main.command()

@@ -18,8 +18,14 @@ LIMIT = 0.65
 """Greatest cosine between two codes. Stricter than the recogniser's threshold at a
 false match rate of 1e-4, which is 0.76 (`eval/bench/thresholds.py`)."""
 
-REDRAWS = 32
+REDRAWS = 200
 """Draws for one person before the least similar of them is taken."""
+
+BATCH = 4
+"""Draws that are compared at once."""
+
+COMPARISONS = 40_000
+"""Comparisons for one person after which `LIMIT` will do: crowds have no room for `APART`."""
 
 
 def pseudonym(key: bytes, label: str) -> str:
@@ -93,7 +99,7 @@ def invent(
 
     A code depends on the key, the label, the cell and, through redraws, on who else is there;
     people are taken in an order that the key decides, so the order of the source is of no account.
-    The first draw that stays `APART` from everybody is taken, in a crowd the best of `REDRAWS`.
+    The first draw that stays `APART` from everybody is taken, in a crowd the best of some.
 
     Args:
         prior: `anonymize.priors.CodePrior`.
@@ -127,9 +133,16 @@ def invent(
 def _draw(
     rng: np.random.Generator, mean: Any, factor: Any, cell: int, taken: Floats, limit: float
 ) -> Person:
-    drawn = mean + rng.standard_normal((REDRAWS, len(mean))) @ factor.T
-    codes = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
-    nearest = (codes @ taken.T).max(1, initial=-1)
-    good = np.flatnonzero(nearest <= min(APART, limit))
-    best = int(good[0] if len(good) else nearest.argmin())
-    return Person(codes[best], cell, best + 1, bool(nearest[best] <= limit))
+    best, least = np.zeros(0, np.float32), np.inf
+    for draws in range(0, REDRAWS, BATCH):
+        drawn = mean + rng.standard_normal((BATCH, len(mean))) @ factor.T
+        codes = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+        nearest = (codes @ taken.T).max(1, initial=-1)
+        good = np.flatnonzero(nearest <= min(APART, limit))
+        if len(good):
+            return Person(codes[good[0]], cell, draws + int(good[0]) + 1, True)
+        if nearest.min() < least:
+            best, least = codes[nearest.argmin()], float(nearest.min())
+        if least <= limit and (draws + BATCH) * len(taken) > COMPARISONS:
+            break
+    return Person(best, cell, draws + BATCH, least <= limit)

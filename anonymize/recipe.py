@@ -33,6 +33,8 @@ class Recipe:
         auditor: another detector that looks for missed faces in every output.
         format: `jpg` or `png`.
         quality: of JPEG, 1..100.
+        crop: 0 publishes whole pictures; else only the head of whom the picture is labelled with,
+            upright, as a square of so many pixels: no scenery, and nothing to join sizes by.
         max_pixels: larger pictures are withheld.
         reader_options, generator_options, detector_options, auditor_options: keyword arguments of
             the components.
@@ -47,6 +49,7 @@ class Recipe:
     auditor: str = "centerface"
     format: str = "jpg"
     quality: int = 95
+    crop: int = 0
     max_pixels: int = 100_000_000
     reader_options: Mapping[str, Any] = field(default_factory=dict)
     generator_options: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +61,8 @@ class Recipe:
             raise ConfigError(f"region: got {self.region!r}, expected {' or '.join(REGIONS)}")
         if self.format not in FORMATS:
             raise ConfigError(f"format: got {self.format!r}, expected {' or '.join(FORMATS)}")
+        if not (self.crop == 0 or 32 <= self.crop <= 4096):
+            raise ConfigError(f"crop: got {self.crop}, expected 0 or 32 to 4096 pixels")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"quality: got {self.quality}, expected 1 to 100")
 

@@ -35,7 +35,7 @@ from anonymize.state import Input, Row, State, open_state
 from anonymize.writers import Writer, Written, place, sha256
 
 MANIFEST, RUN, LEARNT = "manifest.jsonl", "run.json", "learnt"
-COMMIT = 16
+COMMIT = 64
 """Pictures between two commits of the journal."""
 
 DRAFTS = 2
@@ -375,6 +375,8 @@ class _Run:
 
     def _store(self, record: Record) -> None:
         """Writes what may be published and journals the outcome."""
+        if self.recipe.crop and record.output is not None:
+            record = record.but(output=align(record.output, record.faces[0], self.recipe.crop).crop)
         locator, digest = self.writer.write(record, self.inputs[record.key].person)
         self.state.finished(record.key, locator, digest, len(record.faces))
 

@@ -7,7 +7,7 @@
 
 A check makes the component twice, uses it as a run does, and says in an `AssertionError` which
 promise it broke. The pictures come out of the bundled generator, so no photographs are needed.
-Attacks have theirs in `anonymize.eval.testing`.
+Writers have theirs in `anonymize.testing_writers`, attacks in `anonymize.eval.testing`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_generator(make: Callable[[], Generator]) -> None:
     _equal(made, other(jobs), "another generator, made alike, gives other faces")
     alone = [generator([one])[0] for one in reversed(jobs)][::-1]
     _equal(made, alone, "a face depends on what else is in its batch, or on the order")
-    _expect(list(generator([])) == [], "no jobs must give no faces")
+    expect(list(generator([])) == [], "no jobs must give no faces")
     if not generator.baseline:
         _blind(generator, jobs, made)
 
@@ -69,20 +69,20 @@ def _learning(alike: Sequence[Any], jobs: Sequence[Job]) -> None:
     """Two of three generators must learn the same, the third what was learnt, as a resumed run."""
     shown = [replace(job, code=None, seed=0) for job in jobs]
     learnt, again = (generator.fit(iter(shown)) for generator in alike[:2])
-    _expect(isinstance(learnt, bytes), f"fit returned {type(learnt).__name__}, not bytes")
-    _expect(learnt == again, "fit returns other bytes for the same faces")
+    expect(isinstance(learnt, bytes), f"fit returned {type(learnt).__name__}, not bytes")
+    expect(learnt == again, "fit returns other bytes for the same faces")
     alike[0].restore(learnt)
     with _working("what fit returned cannot be restored elsewhere"):
         alike[2].restore(learnt)
 
 
 def _generator_attributes(generator: Generator) -> None:
-    _expect(isinstance(generator.name, str) and generator.name != "", "name must be a text")
-    _expect(isinstance(generator.size, int) and generator.size >= 16, "size must be 16 or more")
+    expect(isinstance(generator.name, str) and generator.name != "", "name must be a text")
+    expect(isinstance(generator.size, int) and generator.size >= 16, "size must be 16 or more")
     known = isinstance(getattr(type(generator), "baseline", None), bool)
-    _expect(known, "baseline must be True or False on the class: it is asked for before making one")
+    expect(known, "baseline must be True or False on the class: it is asked for before making one")
     label = getattr(generator, "label", "x")
-    _expect(isinstance(label, str) and len(label.splitlines()) == 1, "label must be one line")
+    expect(isinstance(label, str) and len(label.splitlines()) == 1, "label must be one line")
 
 
 def _jobs(generator: Generator) -> list[Job]:
@@ -102,12 +102,12 @@ def _jobs(generator: Generator) -> list[Job]:
 
 
 def _crops(generator: Generator, made: Sequence[Pixels], count: int) -> None:
-    _expect(len(made) == count, f"{count} jobs gave {len(made)} faces")
+    expect(len(made) == count, f"{count} jobs gave {len(made)} faces")
     for crop in made:
-        _expect(isinstance(crop, np.ndarray), f"a face is {type(crop).__name__}, not an array")
-        _expect(crop.dtype == np.uint8, f"a face has dtype {crop.dtype}, not uint8")
+        expect(isinstance(crop, np.ndarray), f"a face is {type(crop).__name__}, not an array")
+        expect(crop.dtype == np.uint8, f"a face has dtype {crop.dtype}, not uint8")
         shape = (generator.size, generator.size, 3)
-        _expect(crop.shape == shape, f"a face has shape {crop.shape}, not {shape}")
+        expect(crop.shape == shape, f"a face has shape {crop.shape}, not {shape}")
 
 
 def _blind(generator: Generator, jobs: Sequence[Job], made: Sequence[Pixels]) -> None:
@@ -119,8 +119,8 @@ def _blind(generator: Generator, jobs: Sequence[Job], made: Sequence[Pixels]) ->
         cells = generator.cells  # type: ignore[attr-defined]
         guess = cells(jobs)
         expected = (len(jobs), len(generator.prior.mean))  # type: ignore[attr-defined]
-        _expect(np.shape(guess) == expected, f"cells has shape {np.shape(guess)}, not {expected}")
-        _expect(np.isfinite(guess).all(), "cells is not finite")
+        expect(np.shape(guess) == expected, f"cells has shape {np.shape(guess)}, not {expected}")
+        expect(np.isfinite(guess).all(), "cells is not finite")
         _equal(guess, cells(seeing), "the guess of the cell depends on the removed face")
 
 
@@ -137,12 +137,12 @@ def check_detector(make: Callable[[], Detector]) -> None:
     images = [image for image, _ in pictures]
     before = [image.copy() for image in images]
     found = detector(images)
-    _expect(len(found) == len(images), f"{len(images)} pictures gave {len(found)} answers")
+    expect(len(found) == len(images), f"{len(images)} pictures gave {len(found)} answers")
     _equal(images, before, "the detector changed the pictures that it was given")
     for faces, (image, truth) in zip(found, pictures, strict=True):
         _faces(faces, image)
         if truth is None:
-            _expect(not faces, f"a face was found in a plain picture of shape {image.shape}")
+            expect(not faces, f"a face was found in a plain picture of shape {image.shape}")
         else:
             _close(faces, truth)
     message = "another detector, made alike, finds other faces"
@@ -150,7 +150,7 @@ def check_detector(make: Callable[[], Detector]) -> None:
     alone = [detector([image])[0] for image in reversed(images)][::-1]
     message = "what is found depends on what else is in the batch, or on the order"
     _equal(_numbers(found), _numbers(alone), message)
-    _expect(list(detector([])) == [], "no pictures must give no answers")
+    expect(list(detector([])) == [], "no pictures must give no answers")
 
 
 def _scenes() -> list[tuple[Pixels, Floats | None]]:
@@ -167,30 +167,28 @@ def _scenes() -> list[tuple[Pixels, Floats | None]]:
 
 
 def _faces(faces: Sequence[Face], image: Pixels) -> None:
-    _expect(
-        isinstance(faces, tuple), f"the faces of a picture are {type(faces).__name__}, no tuple"
-    )
+    expect(isinstance(faces, tuple), f"the faces of a picture are {type(faces).__name__}, no tuple")
     for face in faces:
-        _expect(isinstance(face, Face), f"a face is {type(face).__name__}, not a Face")
+        expect(isinstance(face, Face), f"a face is {type(face).__name__}, not a Face")
         for name, shape in (("box", (4,)), ("landmarks", (5, 2))):
             array = getattr(face, name)
-            _expect(np.shape(array) == shape, f"{name} has shape {np.shape(array)}, not {shape}")
-            _expect(array.dtype == np.float32, f"{name} has dtype {array.dtype}, not float32")
-            _expect(np.isfinite(array).all(), f"{name} is not finite")
+            expect(np.shape(array) == shape, f"{name} has shape {np.shape(array)}, not {shape}")
+            expect(array.dtype == np.float32, f"{name} has dtype {array.dtype}, not float32")
+            expect(np.isfinite(array).all(), f"{name} is not finite")
         x1, y1, x2, y2 = face.box
-        _expect(x1 < x2 and y1 < y2, "box must be x1, y1, x2, y2 with x1 < x2 and y1 < y2")
-        _expect(isinstance(face.score, float) and 0 <= face.score <= 1, "score must be in 0..1")
+        expect(x1 < x2 and y1 < y2, "box must be x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+        expect(isinstance(face.score, float) and 0 <= face.score <= 1, "score must be in 0..1")
     scores = [face.score for face in faces]
-    _expect(scores == sorted(scores, reverse=True), "faces must come best score first")
+    expect(scores == sorted(scores, reverse=True), "faces must come best score first")
 
 
 def _close(faces: Sequence[Face], truth: Floats) -> None:
     """The first face must be the drawn one: points (x, y), left and right as seen."""
-    _expect(len(faces) > 0, "a drawn face in the middle of a picture was not found")
+    expect(len(faces) > 0, "a drawn face in the middle of a picture was not found")
     apart = np.linalg.norm(truth[1] - truth[0])
     off = np.linalg.norm(faces[0].landmarks - truth, axis=1).max() / apart
     message = f"a landmark is {off:.2f} eye distances off: (x, y)? left and right as seen?"
-    _expect(bool(off < 0.5), message)
+    expect(bool(off < 0.5), message)
 
 
 def _numbers(found: Sequence[Sequence[Face]]) -> list[Floats]:
@@ -210,16 +208,16 @@ def check_embedder(make: Callable[[], Embedder]) -> None:
         AssertionError: a promise is broken.
     """
     embedder = make()
-    _expect(isinstance(embedder.name, str) and embedder.name != "", "name must be a text")
+    expect(isinstance(embedder.name, str) and embedder.name != "", "name must be a text")
     people = _people()[:6]
     chips = [chip(*picture) for pictures in people for picture in pictures]
     before = [one.copy() for one in chips]
     vectors = embedder(chips)
-    _expect(isinstance(vectors, np.ndarray), f"got {type(vectors).__name__}, not an array")
-    _expect(vectors.dtype == np.float32, f"embeddings have dtype {vectors.dtype}, not float32")
+    expect(isinstance(vectors, np.ndarray), f"got {type(vectors).__name__}, not an array")
+    expect(vectors.dtype == np.float32, f"embeddings have dtype {vectors.dtype}, not float32")
     shaped = vectors.ndim == 2 and len(vectors) == len(chips)
-    _expect(shaped, f"{len(chips)} chips gave an array of shape {vectors.shape}, not (N, D)")
-    _expect(bool(np.isfinite(vectors).all()), "embeddings are not finite")
+    expect(shaped, f"{len(chips)} chips gave an array of shape {vectors.shape}, not (N, D)")
+    expect(bool(np.isfinite(vectors).all()), "embeddings are not finite")
     _equal(chips, before, "the embedder changed the chips that it was given")
     slack = 1e-3 * float(np.linalg.norm(vectors, axis=1).max())
     alone = np.concatenate([embedder([one]) for one in reversed(chips)])[::-1]
@@ -228,7 +226,7 @@ def check_embedder(make: Callable[[], Embedder]) -> None:
     )
     _near(vectors, make()(chips), slack, "another embedder, made alike, gives other embeddings")
     none = np.shape(embedder([]))
-    _expect(none == (0, vectors.shape[1]), f"no chips gave shape {none}, not (0, D)")
+    expect(none == (0, vectors.shape[1]), f"no chips gave shape {none}, not (0, D)")
     _telling(vectors, np.repeat(np.arange(len(people)), PICTURES))
 
 
@@ -238,7 +236,7 @@ def _telling(vectors: Floats, who: Floats) -> None:
     same = (who[:, None] == who[None]) & ~np.eye(len(who), dtype=bool)
     own, other = apart[same].mean(), apart[who[:, None] != who[None]].mean()
     message = "pictures of one person are as far apart as those of different people"
-    _expect(bool(own < 0.9 * other), f"{message}: {own:.3g} and {other:.3g}")
+    expect(bool(own < 0.9 * other), f"{message}: {own:.3g} and {other:.3g}")
 
 
 def check_reader(make: Callable[[Path], Reader], source: Path) -> None:
@@ -256,26 +254,26 @@ def check_reader(make: Callable[[Path], Reader], source: Path) -> None:
     _sources(listed)
     counts = dict(reader.ignored)
     good = all(isinstance(k, str) and isinstance(n, int) for k, n in counts.items())
-    _expect(good, "ignored must hold a number for each kind")
-    _expect(list(reader) == listed, "reading a second time gives other pictures")
-    _expect(dict(reader.ignored) == counts, "reading a second time counts what is ignored again")
+    expect(good, "ignored must hold a number for each kind")
+    expect(list(reader) == listed, "reading a second time gives other pictures")
+    expect(dict(reader.ignored) == counts, "reading a second time counts what is ignored again")
     again = make(source)  # a resumed run has a reader that listed nothing
     for item in reversed(listed):
         with _working("a reader that has listed nothing cannot load"):
             data = again.load(item.path)
-        _expect(isinstance(data, bytes) and data != b"", "load must return the bytes of a picture")
-        _expect(reader.load(item.path) == data, "loading a picture twice gives other bytes")
+        expect(isinstance(data, bytes) and data != b"", "load must return the bytes of a picture")
+        expect(reader.load(item.path) == data, "loading a picture twice gives other bytes")
     _damaged(make, source)
 
 
 def _sources(listed: Sequence[Source]) -> None:
-    _expect(len(listed) > 0, "the reader found no picture in its source")
+    expect(len(listed) > 0, "the reader found no picture in its source")
     for item in listed:
-        _expect(isinstance(item, Source), f"got {type(item).__name__}, not a Source")
-        _expect(isinstance(item.path, str) and item.path != "", "path must be a text")
+        expect(isinstance(item, Source), f"got {type(item).__name__}, not a Source")
+        expect(isinstance(item.path, str) and item.path != "", "path must be a text")
         labelled = item.label is None or (isinstance(item.label, str) and item.label != "")
-        _expect(labelled, f"label is {item.label!r}, not a text or None")
-    _expect(len({item.path for item in listed}) == len(listed), "two pictures have one locator")
+        expect(labelled, f"label is {item.label!r}, not a text or None")
+    expect(len({item.path for item in listed}) == len(listed), "two pictures have one locator")
 
 
 def _damaged(make: Callable[[Path], Reader], source: Path) -> None:
@@ -308,13 +306,11 @@ def _load_all(reader: Reader, listed: Sequence[Source]) -> None:
     for item in listed:
         try:
             data = reader.load(item.path)
-            _expect(isinstance(data, bytes), f"load returned {type(data).__name__}, not bytes")
+            expect(isinstance(data, bytes), f"load returned {type(data).__name__}, not bytes")
         except Withhold as result:
             told = {text for text in (item.path, item.label) if text and not text.isdigit()}
             said = next((text for text in told if text in result.reason), None)
-            _expect(
-                said is None, f"the public reason {result.reason!r} holds the source's {said!r}"
-            )
+            expect(said is None, f"the public reason {result.reason!r} holds the source's {said!r}")
 
 
 @contextmanager
@@ -370,15 +366,15 @@ def _working(broken: str) -> Iterator[None]:
         raise AssertionError(f"{broken}: {type(error).__name__}: {error}") from error
 
 
-def _expect(kept: bool, broken: str) -> None:
+def expect(kept: bool, broken: str) -> None:
     """Says which promise is broken; unlike `assert`, with `python -O` too."""
     if not kept:
         raise AssertionError(broken)
 
 
 def _equal(first: Sequence[Any] | Floats, second: Sequence[Any] | Floats, broken: str) -> None:
-    _expect(all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)), broken)
+    expect(all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)), broken)
 
 
 def _near(first: Floats, second: Floats, slack: float, broken: str) -> None:
-    _expect(bool(np.abs(first - second).max() <= slack), broken)
+    expect(bool(np.abs(first - second).max() <= slack), broken)

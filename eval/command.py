@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,16 @@ def carry_out(
 
     for name, _ in request.max_risk:
         if name not in ATTACKS or name in NOT_RISKS:  # before hours of work, not after
-            check_names = ", ".join(a for a in ATTACKS if a not in NOT_RISKS)
-            raise ConfigError(f"--max-risk: got {name!r}, expected one of {check_names}")
-    Plan(request.attacks or ATTACKS, request.utilities or UTILITIES, request.budget)  # or refuses
+            known = ", ".join(a for a in ATTACKS if a not in NOT_RISKS)
+            raise ConfigError(f"--max-risk: got {name!r}, expected one of {known}")
+    plan = Plan(  # refuses what it does not know
+        request.attacks or ATTACKS,
+        request.utilities or UTILITIES,
+        request.budget,
+        training=request.training,
+        pairs=request.pairs,
+        device=request.device,
+    )
     beside = [read_report(path) for path in request.beside]
     embedders: list[Embedder] = [
         registry.load("embedder", name, request.device) for name in request.embedders
@@ -93,18 +100,11 @@ def carry_out(
     private = request.out.with_name(request.out.name + ".private")
     cache = Cache(request.cache or private / "embeddings.sqlite")
     trial = _load(request, request.anonymised, request.links, cache, progress)
-    plan = Plan(
-        request.attacks or ATTACKS,
-        request.utilities or UTILITIES,
-        request.budget,
-        [
-            _load(request, folder, links, cache, progress, trial.chosen)
-            for folder, links in request.others
-        ],
-        request.training,
-        request.pairs,
-    )
-    evaluation = evaluate(trial, embedders, plan, tell)
+    releases = [
+        _load(request, folder, links, cache, progress, trial.chosen)
+        for folder, links in request.others
+    ]
+    evaluation = evaluate(trial, embedders, replace(plan, releases=releases), tell)
     gates = check(evaluation, request.max_risk, request.min_utility)
     report = build(trial, evaluation, gates, describe(request.anonymised))
     request.out.mkdir(parents=True, exist_ok=True)

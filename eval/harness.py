@@ -45,6 +45,7 @@ class Plan:
     Attributes:
         attacks, utilities: names of `ATTACKS` and `UTILITIES`; `oo` always runs, being the gate.
         budget: of training utility, a key of `BUDGETS`.
+        device: where training utility trains.
         releases: trials over the same originals under a second and perhaps a third key.
         training: folder of the generator's training faces.
         pairs: CSV of verification pairs and the folder of their photographs.
@@ -56,6 +57,7 @@ class Plan:
     releases: Sequence[Trial] = ()
     training: Path | None = None
     pairs: tuple[Path, Path] | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for what, names, known in (
@@ -196,4 +198,4 @@ def _train(trial: Trial, plan: Plan) -> list[Utility]:
     if plan.pairs is not None:
         table, root = plan.pairs
         pairs = read_pairs(table, root, budget.side, set(trial.names))
-    return training_utility(trial, budget, pairs)
+    return training_utility(trial, budget, pairs, device=plan.device)

@@ -149,7 +149,9 @@ FOLDS, MOST = 10, 6
 Report = Callable[[str, int, int], None]
 
 
-def train(crops: Pixels, labels: Array, budget: Budget, seed: int, report: Report) -> Compact:
+def train(
+    crops: Pixels, labels: Array, budget: Budget, seed: int, report: Report, device: str = "cpu"
+) -> Compact:
     """Trains a recogniser from scratch with the CosFace loss, flips and one cosine schedule.
 
     Args:
@@ -158,9 +160,9 @@ def train(crops: Pixels, labels: Array, budget: Budget, seed: int, report: Repor
         budget: size and length.
         seed: of everything random.
         report: told about steps.
+        device: a torch device type.
     """
     known, classes = np.unique(labels, return_inverse=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
@@ -318,7 +320,12 @@ def read_pairs(path: Path, root: Path, side: int, absent: set[str]) -> Pairs:
 
 
 def training_utility(
-    trial: Trial, budget: Budget, pairs: Pairs | None = None, report: Report | None = None
+    trial: Trial,
+    budget: Budget,
+    pairs: Pairs | None = None,
+    report: Report | None = None,
+    *,
+    device: str = "cpu",
 ) -> list[Utility]:
     """Retention = (accuracy of A - 0.5) / (accuracy of O - 0.5), over people and seeds.
 
@@ -331,6 +338,7 @@ def training_utility(
         pairs: real pairs of other people; the attacker's originals unless given, and then only
             the evaluation's people are trained on.
         report: told about steps.
+        device: where to train.
     """
     report = report or trial.progress
     mine = pairs is None
@@ -339,7 +347,8 @@ def training_utility(
     labels, decided = trial.a.people[rows], {}
     for name, shots, which in (("o", trial.o, trial.a.links[rows]), ("a", trial.a, rows)):
         crops = crop(shots, which, budget.side)
-        nets = [train(crops, labels, budget, trial.seed + i, report) for i in range(budget.seeds)]
+        seeds = range(trial.seed, trial.seed + budget.seeds)
+        nets = [train(crops, labels, budget, seed, report, device) for seed in seeds]
         decided[name] = np.stack([accuracy(net, pairs)[1] for net in nets])
     o, a = (stats.share(decided[n].mean(0), pairs.people, trial.seed) for n in ("o", "a"))
     note = f"verification accuracy on {len(pairs.same)} real pairs of other people"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from anonymize.eval.report import NOT_RISKS, spread
+from anonymize.eval.stats import Array
 
 INK, GRID = "#24303c", "#d5dbe1"
 BAD, GOOD, MUTED, WARM = "#b3261e", "#1b6e4b", "#7a8794", "#c77700"
@@ -33,7 +35,7 @@ def render(
         floor=_floor(report),
         bars=svg(lambda axes: _bars(axes, report), 8.6, 0.6 + 0.34 * _count(report)),
         histograms=svg(lambda axes: _histograms(axes, report), 8.6, 2.6, 3),
-        curves=svg(lambda axes: _curves(axes, report), 8.6, 3.4, 2),
+        curves=svg(lambda axes: _curves(axes, report), 9.4, 3.2, 3),
         plane=svg(lambda axes: _plane(axes, [report, *beside]), 6.4, 4.2),
         images=[tuple(base64.b64encode(side).decode() for side in pair) for pair in images],
     )
@@ -152,11 +154,12 @@ def _histograms(axes: Any, report: dict[str, Any]) -> None:
 
 
 def _curves(axes: Any, report: dict[str, Any]) -> None:
-    roc, cmc = axes
+    roc, det, cmc = axes
     for row in [*_chosen(report), *(r for r in report["attacks"] if r["attack"] == "aa-same-key")]:
         label = f"{_title(row)} [{row['embedder']}]"
         if row["roc"]["far"]:
             roc.plot(row["roc"]["far"], row["roc"]["tar"], label=label, lw=1.5)
+            det.plot(*_deviates(row["roc"]), label=label, lw=1.5)
         cmc.plot(range(1, len(row["cmc"]) + 1), row["cmc"], label=label, lw=1.5)
     roc.plot([1e-5, 1], [1e-5, 1], color=GRID, lw=1, ls="--")
     roc.set_xscale("log")
@@ -164,12 +167,31 @@ def _curves(axes: Any, report: dict[str, Any]) -> None:
     roc.set_ylim(0, 1.02)
     roc.set_xlabel("false accept rate")
     roc.set_ylabel("true accept rate")
+    ticks = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99]
+    for axis in (det.xaxis, det.yaxis):  # ISO/IEC 19795-1: normal deviates
+        axis.set_ticks(_normal(ticks), [f"{tick:g}" for tick in ticks])
+    limits = _normal([0.0005, 0.995])
+    det.set_xlim(*limits)
+    det.set_ylim(*limits)
+    det.set_xlabel("false match rate")
+    det.set_ylabel("false non-match rate")
     cmc.set_ylim(0, 1.02)
     cmc.set_xlabel("rank")
     cmc.set_ylabel("found within rank")
     cmc.legend(fontsize=7.5, frameon=False, loc="center right")
     for axis in axes:
         axis.grid(color=GRID, lw=0.6)
+
+
+def _deviates(roc: dict[str, list[float]]) -> tuple[Array, Array]:
+    """False match and false non-match rates of a curve, as normal deviates."""
+    return _normal(roc["far"]), _normal(1 - np.asarray(roc["tar"]))
+
+
+def _normal(rates: Iterable[float]) -> Array:
+    from scipy.stats import norm
+
+    return np.asarray(norm.ppf(np.clip(np.asarray(rates), 1e-5, 1 - 1e-5)))
 
 
 def _plane(axes: Any, reports: Sequence[dict[str, Any]]) -> None:

@@ -469,3 +469,21 @@ def test_a_success_counts_even_where_the_recogniser_is_weak() -> None:
     found = judged([weak, row])
     assert "beyond the control" in found[1].verdict
     assert verdict(found)["level"] == "broken"
+
+
+ALL = (*NAIVE, attacks.control)
+
+
+@pytest.mark.parametrize("attack", ALL, ids=lambda attack: attack.__name__)
+def test_every_number_is_computed_from_the_pictures(attack: Attack) -> None:
+    """No score is hard-coded: other outputs give others, and equal ones the same."""
+    o = embeddings()
+    rng = np.random.default_rng(5)
+    made = [o + share * 4 * rng.normal(size=o.shape).astype(np.float32) for share in (0.1, 0.5, 1)]
+    seen = [[measure(search) for search in attack(staged(o, a), FAKE)] for a in made]
+    again = [measure(search) for search in attack(staged(o, made[1]), FAKE)]
+    for first, second, third, same in zip(*seen, again, strict=True):
+        assert same == second
+        for number in ("roc", "histogram", "eer", "d_sys"):
+            values = [getattr(outcome, number) for outcome in (first, second, third)]
+            assert values[0] != values[1] != values[2], number

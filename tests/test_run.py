@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -32,6 +33,7 @@ from anonymize.release import problems, seal
 from anonymize.run import Summary, run
 from anonymize.seeds import write_key
 from anonymize.state import State, private_folder, read_links
+from anonymize.writers import place
 
 KEY = bytes(range(32))
 MATCH = "output still matches its source"  # sample people are strangers, who sometimes look alike
@@ -745,3 +747,80 @@ def test_an_exclude_list_without_labels_is_refused(dataset: Path, tmp_path: Path
     assert result.exit_code == 2
     assert "got no label" in result.stderr
     assert not private_folder(tmp_path / "release").exists()
+
+
+def test_heads_can_be_published_without_their_pictures(portrait: Pixels, tmp_path: Path) -> None:
+    """Pictures of all sizes become squares of one, in which the new face is found."""
+    for number, pad in enumerate((0, 17, 40)):
+        wide = np.pad(portrait, ((0, pad), (0, 2 * pad), (0, 0)), mode="edge")
+        save(tmp_path / "people" / "someone" / f"{number}.png", wide)
+    recipe = Recipe(crop=160)
+    summary = run(tmp_path / "people", tmp_path / "release", recipe, key=KEY)
+    assert summary.written
+    for path in (tmp_path / "release").rglob("*.jpg"):
+        head = read(path)
+        assert head.shape == (160, 160, 3)
+        assert MTCNN()([head])[0]
+    with pytest.raises(ConfigError, match="crop: got 7"):
+        Recipe(crop=7)
+
+
+def test_a_dry_run_estimates_and_leaves_nothing(people: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted(people.glob("*/*.jpg"))[:6]):
+        save(tmp_path / "people" / f"p{number % 2}" / f"{number}.png", read(path))
+    save(tmp_path / "people" / "p0" / "wall.png", np.full((80, 80, 3), 77, np.uint8))
+    arguments = ["run", tmp_path / "people", tmp_path / "release", "--generator", "mask"]
+    result = invoke(*arguments, "--dry-run", "--json")
+    found = json.loads(result.stdout)
+    assert (found["pictures"], found["sample"]) == (7, 7)
+    assert found["reasons"] == {"no face found": 1}
+    assert found["withheld_low"] < found["withheld"] == 1 / 7 < found["withheld_high"]
+    assert {path.name for path in tmp_path.iterdir()} == {"people"}
+    assert invoke(*arguments, "--max-withheld", "1").exit_code == 0
+    size = sum(p.stat().st_size for p in (tmp_path / "release").rglob("*") if p.is_file())
+    assert abs(found["bytes"] - size) < 0.1 * size
+    text = invoke(*arguments[:3], "--generator", "mask", "--dry-run").stdout
+    assert "7, of which 7 were tried" in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_being_told_to_stop_ends_resumably(number: int, dataset: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "anonymize", "run", dataset, tmp_path / "release"]
+    process = subprocess.Popen(
+        [*map(str, command), "--batch-size", "1", "--workers", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("survey: 9"):
+            process.send_signal(number)
+        if "--resume goes on" in line:
+            break
+    process.stderr.close()
+    assert process.wait() == 130
+    assert run(dataset, tmp_path / "release", resume=True).read == 9
+    assert not list(problems(tmp_path / "release"))
+
+
+def test_a_full_disk_loses_nothing(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(generator="mask")
+    run(dataset, tmp_path / "whole", recipe, key=KEY)
+    left = [4]
+
+    def full(*arguments: Any) -> str:
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device", str(arguments[1]))
+        return place(*arguments)
+
+    monkeypatch.setattr("anonymize.writers.place", full)
+    result = invoke("run", dataset, tmp_path / "release", "--generator", "mask", "--workers", "1")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    monkeypatch.undo()
+    run(dataset, tmp_path / "release", recipe, resume=True)
+    assert not list(problems(tmp_path / "release"))
+    assert len(outputs(tmp_path / "release")) == 9

@@ -18,7 +18,7 @@ import torch
 from anonymize.eval.command import Request, carry_out
 from anonymize.eval.links import pictures
 from anonymize.eval.page import worst
-from anonymize.eval.report import read_report, spread
+from anonymize.eval.report import read_report, spread, table
 
 from anonymize.recipe import Recipe, load
 from anonymize.run import run
@@ -31,6 +31,8 @@ METHODS = {
     "k-same-pixel": ["generator=k-same-pixel"],
     "k-same-eigen": ["generator=k-same-eigen"],
     "k-same-select": ["generator=k-same-select"],
+    "perturb": ["generator=perturb"],
+    "perturb-pgd": ["generator=perturb:pgd"],
     "inpaint-head": ["generator=inpaint", "region=head"],
     "inpaint-4-steps": ["generator=inpaint", "generator_options.steps=4"],
     "inpaint": ["generator=inpaint"],
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--embedder", action="append", help="default: dlib")
     parser.add_argument("--method", action="append", choices=METHODS, help="default: all")
     parser.add_argument("--budget", default="smoke")
+    parser.add_argument("--whole", action="store_true", help="print every figure of each report")
     args = parser.parse_args()
     torch.set_num_threads(1)
     choose(args.src, args.out / "originals", args.people, args.images)
@@ -111,6 +114,8 @@ def main() -> None:
     for name in args.method or METHODS:
         embedders, others = args.embedder or ["dlib"], list(reports.values())
         reports[name] = measure(args.out, name, embedders, others, args.budget)
+    for name, path in reports.items() if args.whole else ():
+        print(f"{name}\n{table(read_report(path))}\n")
     print("| method | worst risk to faces | oa | semi-informed | context | ", end="")
     print("detection | same-key rank-1 | training retention |")
     print("|" + "---|" * 8)
