@@ -69,7 +69,9 @@ class Record:
     withheld: str | None = None
 
     def but(self, **changes: Any) -> Record:
-        """A copy with some fields replaced."""
+        """A copy with some fields replaced; a new output drops the file of the old one."""
+        if "output" in changes:
+            changes.setdefault("encoded", None)
         return replace(self, **changes)
 
     def withhold(self, reason: str) -> Record:

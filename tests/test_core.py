@@ -25,6 +25,14 @@ def test_withholding_a_record_drops_its_output() -> None:
     assert record.withheld == "no face found"
 
 
+def test_a_new_output_does_not_keep_the_file_of_the_old_one() -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    record = Record("a", None, image, output=image, encoded=b"x")
+    assert record.but(identity="b").encoded == b"x"
+    assert record.but(output=image[:1]).encoded is None
+    assert record.but(output=image[:1], encoded=b"y").encoded == b"y"
+
+
 def test_derived_bytes_depend_on_key_and_on_every_part() -> None:
     values = {
         seeds.derive(KEY, "a", "b"),
