@@ -108,7 +108,7 @@ def test_a_generator_by_module_and_attribute(tmp_path: Path) -> None:
     summary = json.loads(call(tmp_path / "own", *command, *fixed, *bank))
     assert (summary["read"], summary["written"]) == (4, 4)
     described = json.loads((tmp_path / "dst" / "run.json").read_text())
-    assert described["recipe"]["generator"] == "bank:Bank"
+    assert described["recipe"]["generator"] == "bank"
     assert described["label"] == "anonymisation"
     assert str(ROOT) not in json.dumps(described)
     made = f"lambda: registry.find('generator', 'bank:Bank')[0]({str(PEOPLE / 'person-11')!r})"
