@@ -167,10 +167,10 @@ def _curves(axes: Any, report: dict[str, Any]) -> None:
     roc.set_ylim(0, 1.02)
     roc.set_xlabel("false accept rate")
     roc.set_ylabel("true accept rate")
-    ticks = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99]
+    ticks = [0.01, 0.1, 0.5, 0.9, 0.99]
     for axis in (det.xaxis, det.yaxis):  # ISO/IEC 19795-1: normal deviates
         axis.set_ticks(_normal(ticks), [f"{tick:g}" for tick in ticks])
-    limits = _normal([0.0005, 0.995])
+    limits = _normal([0.001, 0.995])
     det.set_xlim(*limits)
     det.set_ylim(*limits)
     det.set_xlabel("false match rate")
