@@ -33,6 +33,12 @@ from anonymize.record import Face, Pixels
 
 SIDE = 24
 
+RUNS = {
+    "run": ["--aligned", "arcface"],
+    "faceless": ["--detector", "scale:Nobody"],
+}
+"""Every picture is written, or every one is withheld because no face is found in it."""
+
 
 class Nobody:
     """An auditor that finds no face, as none are there in these pictures."""
@@ -62,8 +68,8 @@ def resident(pid: int) -> int:
     return int(found[1]) // 1024 if found else 0
 
 
-def watch(arguments: list[str], kill_at: float) -> tuple[list[tuple[float, int]], int]:
-    """Runs until a share of the pictures is replaced, or to the end.
+def watch(arguments: list[str], kill_at: float, phase: str) -> tuple[list[tuple[float, int]], int]:
+    """Runs until a share of the pictures is through a phase, or to the end.
 
     Returns:
         (seconds, MiB) at each tenth of each pass that was reported, and the exit code.
@@ -78,7 +84,7 @@ def watch(arguments: list[str], kill_at: float) -> tuple[list[tuple[float, int]]
         if found := re.match(r"(survey|replace): (\d+) of (\d+)", line):
             seen.append((time.perf_counter() - began, resident(process.pid)))
             print(f"  {seen[-1][0]:8.1f} s {seen[-1][1]:6d} MiB  {line.strip()}", flush=True)
-            if found[1] == "replace" and int(found[2]) >= kill_at * int(found[3]):
+            if found[1] == phase and int(found[2]) >= kill_at * int(found[3]):
                 process.send_signal(signal.SIGKILL)
         elif "anonymize" in line or "Error" in line:
             print("  " + line.strip(), flush=True)
@@ -106,20 +112,23 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--people", type=int, default=100_000)
-    parser.add_argument("--part", choices=["run", "crowd"], action="append", help="default: both")
+    parser.add_argument("--part", choices=[*RUNS, "crowd"], action="append", help="default: all")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    if "run" in (args.part or ["run"]):
-        source = args.out / "faces.tsv"
+    source = args.out / "faces.tsv"
+    for part, options in RUNS.items():
+        if part not in (args.part or RUNS):
+            continue
         table(source, args.rows, args.people)
-        print(f"{args.rows} rows, {source.stat().st_size >> 20} MiB")
-        words = ["run", str(source), str(args.out / "release"), "--to", "msceleb-tsv", "--json"]
-        words += ["--aligned", "arcface", "--generator", "mask", "--set", "auditor=scale:Nobody"]
-        command = [sys.executable, "-m", "anonymize", *words]
-        watch([*command, "--overwrite"], 0.5)
-        print("killed; resumed:")
-        watch([*command, "--resume"], 2)
-        counts = json.loads((args.out / "release" / "run.json").read_text())["counts"]
+        print(f"{part}: {args.rows} rows, {source.stat().st_size >> 20} MiB", flush=True)
+        words = ["run", str(source), str(args.out / part), "--to", "msceleb-tsv", "--json"]
+        words += ["--generator", "mask", "--set", "auditor=scale:Nobody", *options]
+        command = [sys.executable, "-m", "anonymize", *words, "--max-withheld", "1"]
+        phase = "replace" if part == "run" else "survey"
+        watch([*command, "--overwrite"], 0.5, phase)
+        print("killed; resumed:", flush=True)
+        watch([*command, "--resume"], 2, phase)
+        counts = json.loads((args.out / part / "run.json").read_text())["counts"]
         print(f"read {counts['read']}, written {counts['written']}, withheld {counts['withheld']}")
     if "crowd" in (args.part or ["crowd"]):
         crowd(args.people)
