@@ -220,30 +220,28 @@ class _Run:
             logits = survey.logits.pop(record.key, None)
             self.state.surveyed(record.key, record.faces, logits)
 
-        self._journal("survey", surveyed, "faces IS NOT NULL", 64, keep)
+        self._journal("survey", surveyed, "faces IS NOT NULL", keep)
 
     def _journal(
         self,
         phase: str,
         records: Iterable[Record],
         done_already: str,
-        size: int,
         keep: Callable[[Record], None],
         settle: Callable[[], None] = lambda: None,
     ) -> None:
-        """Drains a pass: journals each record's outcome, commits every `size`, tells progress.
+        """Drains a pass: journals each record's outcome, commits now and then, tells progress.
 
         Args:
             phase: for progress.
             records: what the pass makes.
             done_already: SQL condition of what an interrupted pass had made.
-            size: records between two commits.
             keep: stores a record that was not withheld.
             settle: called before each commit.
         """
         withheld = self.state.count("withheld IS NOT NULL")
         total, done = self.state.count(), withheld + self.state.count(done_already)
-        for group in chunks(records, size):
+        for group in chunks(records, COMMIT):
             for record in group:
                 if record.withheld is None:
                     keep(record)
@@ -349,7 +347,6 @@ class _Run:
             "replace",
             made,
             "output IS NOT NULL",
-            COMMIT,
             self._store,
             lambda: self.state.mark(writer.flush()),
         )

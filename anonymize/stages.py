@@ -142,8 +142,7 @@ class Replace:
         assert record.identity is not None
         (draft,) = self.replace([record.but(faces=(subject,))], [record.image], [0], 0)
         (fresh,) = self.embedder([chip(draft, subject.landmarks)])
-        away = np.linalg.norm(fresh - self.templates(record.identity))
-        return bool(away < self.embedder.TEMPLATE_FMR[CAST_FMR])
+        return self._like(record.identity, fresh, CAST_FMR)
 
     def _attempt(self, records: Sequence[Record], attempt: int) -> list[Record]:
         outputs = self.replace(records, [r.image for r in records], [0] * len(records), attempt)
@@ -243,11 +242,15 @@ class Replace:
         old = face.embedding
         if old is None:  # a face that only the audit found
             (old,) = self.embedder([chip(record.image, face.landmarks)])
-        same = np.linalg.norm(old - fresh) < self.embedder.FMR[MATCH_FMR]
+        same = bool(np.linalg.norm(old - fresh) < self.embedder.FMR[MATCH_FMR])
         if face.subject and record.identity is not None:
-            away = np.linalg.norm(self.templates(record.identity) - fresh)
-            same = same or away < self.embedder.TEMPLATE_FMR[LIKE_FMR]
-        return bool(same)
+            same = same or self._like(record.identity, fresh, LIKE_FMR)
+        return same
+
+    def _like(self, identity: str, fresh: Floats, rate: float) -> bool:
+        """Whether a new face (128,) matches a person's template at a false match rate."""
+        away = np.linalg.norm(fresh - self.templates(identity))
+        return bool(away < self.embedder.TEMPLATE_FMR[rate])
 
 
 def _middle(face: Face) -> Floats:

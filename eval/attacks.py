@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 from anonymize.eval.risk import Search, UnmeasurableError
-from anonymize.eval.stats import Array
+from anonymize.eval.stats import Array, Estimate
 from anonymize.eval.trial import Trial, View, unit
 
 from anonymize.embedders import Embedder
@@ -55,18 +55,17 @@ def gallery(view: View, side: str, *, attacker: bool, enrolled: bool = True) -> 
     return Gallery(vectors[rows], shots.people[rows], shots.found[rows])
 
 
-def strangers_scores(view: View, vectors: Floats | None = None) -> Floats:
-    """Non-mated scores on the attacker's split: its own originals, which fix the thresholds.
-
-    Args:
-        view: the recogniser's.
-        vectors: (N, D) of originals in place of the view's own.
-    """
+def strangers(view: View) -> tuple[Floats, Array]:
+    """(N, D) originals of the attacker's that are not enrolled and show a face; their people."""
     trial = view.trial
-    enrolled = gallery(view, "o", attacker=True)
     rows = trial.rows("o", attacker=True, enrolled=False)
     rows = rows[trial.o.found[rows]]
-    return nonmated(enrolled, (view.o if vectors is None else vectors)[rows], trial.o.people[rows])
+    return view.o[rows], trial.o.people[rows]
+
+
+def strangers_scores(view: View) -> Floats:
+    """Non-mated scores on the attacker's split: its own originals, which fix the thresholds."""
+    return nonmated(gallery(view, "o", attacker=True), *strangers(view))
 
 
 def nonmated(enrolled: Gallery, probes: Floats, people: Array) -> Floats:
@@ -98,7 +97,7 @@ def searched(
     found: Array | None = None,
     strangers: Floats | None = None,
     thresholds: Floats | None = None,
-    evidence: object = None,
+    evidence: tuple[Estimate, float] | None = None,
 ) -> Search:
     """Scores probes of enrolled people; rows whose `found` is False match nobody."""
     known = enrolled.known
@@ -120,7 +119,7 @@ def searched(
         np.zeros((0, len(known)), np.float32) if strangers is None else enrolled.search(strangers),
         cells(view, known),
         int((~found).sum()),
-        evidence,  # type: ignore[arg-type]
+        evidence,
     )
 
 
@@ -138,7 +137,6 @@ def oo(trial: Trial, embedder: Embedder) -> list[Search]:
     """
     view = trial.view(embedder)
     rows = trial.rows("o", attacker=False, enrolled=False)
-    others = trial.rows("o", attacker=True, enrolled=False)
     return [
         searched(
             view,
@@ -147,7 +145,7 @@ def oo(trial: Trial, embedder: Embedder) -> list[Search]:
             view.o[rows],
             trial.o.people[rows],
             found=trial.o.found[rows],
-            strangers=view.o[others[trial.o.found[others]]],
+            strangers=strangers(view)[0],
         )
     ]
 
@@ -197,9 +195,7 @@ def negation(trial: Trial, embedder: Embedder) -> list[Search]:
     view = trial.view(embedder)
     rows, people, found = probes_of(view)
     worst, mine = (_opposite(gallery(view, "o", attacker=attacker)) for attacker in (False, True))
-    others = trial.rows("o", attacker=True, enrolled=False)
-    others = others[trial.o.found[others]]
-    limits = nonmated(mine, view.o[others], trial.o.people[others])
+    limits = nonmated(mine, *strangers(view))
     return [searched(view, "negation", worst, view.a[rows], people, found=found, thresholds=limits)]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -133,18 +134,23 @@ def _attack(
             result.skipped.append((f"generator-memory ({embedder.name})", reason))
         else:
             tell(f"generator-memory ({embedder.name})")
-            try:
+            with _or_skipped(result, f"generator-memory ({embedder.name})"):
                 result.attacks.append(memory(trial, embedder, plan.training))
-            except UnmeasurableError as error:
-                result.skipped.append((f"generator-memory ({embedder.name})", str(error)))
+
+
+@contextmanager
+def _or_skipped(result: Evaluation, name: str) -> Iterator[None]:
+    """Notes why something could not be measured, and goes on."""
+    try:
+        yield
+    except UnmeasurableError as error:
+        result.skipped.append((name, str(error)))
 
 
 def _try(result: Evaluation, name: str, attack: Callable[[], list[Search]], trial: Trial) -> None:
     """Adds the outcomes of an attack, or why there are none."""
-    try:
+    with _or_skipped(result, name):
         result.attacks += [measure(search, trial.seed) for search in attack()]
-    except UnmeasurableError as error:
-        result.skipped.append((name, str(error)))
 
 
 def _cross(trial: Trial, embedder: Embedder, plan: Plan, result: Evaluation) -> None:
@@ -177,12 +183,10 @@ def _use(
         )
         if "consistency" in plan.utilities:
             tell(f"consistency ({embedder.name})")
-            try:
+            with _or_skipped(result, f"consistency ({embedder.name})"):
                 outcome, value = utility.consistency(trial, embedder, original)
                 result.attacks.append(outcome)
                 result.utilities += [value, utility.collisions(trial, embedder)]
-            except UnmeasurableError as error:
-                result.skipped.append((f"consistency ({embedder.name})", str(error)))
         if "distance" in plan.utilities:
             result.utilities += utility.distances(trial, embedder)
     if "attributes" in plan.utilities:
