@@ -39,6 +39,10 @@ def augment(
     points = points + rng.normal(0, 0.005 * size, points.shape)
     if rng.random() < 0.5:
         crop, points = crop[:, ::-1], np.array([size - 1, 0]) + points[MIRRORED] * (-1, 1)
+    if rng.random() < 0.4:
+        crop = backdrop(crop, rng)
+    if rng.random() < 0.15:
+        crop = cap(crop, points, rng)
     if rng.random() < 0.8:
         crop = _capture(_light(crop.astype(np.float32) / 255, rng), rng)
     return np.ascontiguousarray(crop, np.uint8), points.astype(np.float32)
@@ -78,6 +82,62 @@ def yaw(image: Pixels, landmarks: Floats, angle: float) -> tuple[Pixels, Floats]
     return np.asarray(out, np.uint8), moved.astype(np.float32)
 
 
+def backdrop(crop: Pixels, rng: np.random.Generator) -> Pixels:
+    """Repaints the plain background of a studio portrait, and half the time its brightness first.
+
+    Else a generator learns that skin is as light and as red as the wall behind it. Pictures with
+    no plain background in their upper corners are returned as they are.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB.
+        rng: source of all randomness.
+    """
+    size, wall = len(crop), np.zeros((len(crop) + 2, len(crop) + 2), np.uint8)
+    even = cv2.GaussianBlur(crop, (0, 0), 1)
+    for corner in ((1, 1), (size - 2, 1)):
+        cv2.floodFill(even, wall, corner, 0, (4,) * 3, (4,) * 3, cv2.FLOODFILL_MASK_ONLY | 1 << 8)
+    flat = wall[1:-1, 1:-1].astype(np.float32)
+    if not 0.08 < flat.mean() < 0.6 or flat[size // 3 : -size // 3, size // 3 : -size // 3].any():
+        return crop
+    soft = cv2.GaussianBlur(flat, (0, 0), 1)[..., None]
+    image = crop.astype(np.float32) / 255
+    if rng.random() < 0.5:
+        image = image ** np.float32(np.exp(rng.normal(0.2, 0.4)))
+    coarse = rng.uniform(0, 1, (1, 1, 3)) + rng.normal(0, 0.2, (rng.integers(1, 6),) * 2 + (3,))
+    wall = cv2.resize(coarse.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    mixed = image * (1 - soft) + np.clip(wall.reshape(size, size, 3), 0, 1) * soft
+    return np.asarray((mixed * 255).round(), np.uint8)
+
+
+def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
+    """Draws something opaque over hair and the upper forehead, as caps, scarves and helmets are.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB.
+        landmarks: (5, 2) pixels.
+        rng: source of all randomness.
+    """
+    size, eyes, mouth = len(crop), landmarks[:2].mean(0), landmarks[3:].mean(0)
+    length = max(float(np.linalg.norm(mouth - eyes)), 1.0)
+    up = (eyes - mouth) / length
+    y, x = np.mgrid[:size, :size]
+    high = ((x - eyes[0]) * up[0] + (y - eyes[1]) * up[1]) / length
+    wide = ((x - eyes[0]) * -up[1] + (y - eyes[1]) * up[0]) / length
+    brim = rng.uniform(0.4, 0.85) + rng.normal(0, 0.15) * wide**2 + rng.normal(0, 0.08) * wide
+    dome = (wide / rng.uniform(1.2, 1.7)) ** 2 + (high / rng.uniform(1.5, 2.4)) ** 2 < 1
+    shape = ((high > brim) & dome).astype(np.float32)
+    soft = cv2.GaussianBlur(shape, (0, 0), 0.7)[..., None]
+    shade = 1 - rng.uniform(0, 0.4) * np.exp(
+        -((high - brim) ** 2) / rng.uniform(0.01, 0.08) - wide**4
+    )
+    colour = rng.uniform(0, 1) + rng.uniform(0, 0.6) * (rng.uniform(0, 1, 3) - 0.5)
+    cloth = colour * (0.8 + 0.3 * np.tanh(high - 1))[..., None] * shade[..., None]
+    cloth = cloth + rng.normal(0, 0.02, (size, size, 1))
+    below = crop / np.float32(255) * (1 - (1 - shade) * (high < brim))[..., None]
+    mixed = below * (1 - soft) + np.clip(cloth, 0, 1) * soft
+    return np.asarray((np.clip(mixed, 0, 1) * 255).round(), np.uint8)
+
+
 def _jitter(padded: int, size: int, rng: np.random.Generator) -> Floats:
     """A small random affine map from the padded crop's pixels to the crop's."""
     angle, scale = np.deg2rad(rng.normal(0, 5)), np.exp(rng.normal(0, 0.06))
@@ -94,12 +154,14 @@ def _light(image: Floats, rng: np.random.Generator) -> Floats:
     """Exposure, contrast, colour cast, saturation and light from one side."""
     size = len(image)
     image = image ** np.float32(np.exp(rng.normal(0, 0.3)))
-    image = image * np.exp(rng.normal(0, 0.08, 3))
+    middle = image.mean()
+    image = np.clip(middle + (image - middle) * np.exp(rng.normal(0, 0.2)), 0, None)
+    image = image * np.exp(rng.normal(0, 0.1, 3))
     ramp = np.linspace(-1, 1, size)
     side, above = rng.normal(0, 0.25), rng.normal(0, 0.12)
     image = image * np.exp(side * ramp[None, :, None] + above * ramp[:, None, None])
     grey = image.mean(-1, keepdims=True)
-    saturation = 0.0 if rng.random() < 0.08 else np.exp(rng.normal(0, 0.25))
+    saturation = 0.0 if rng.random() < 0.08 else np.exp(rng.normal(0, 0.35))
     image = grey + (image - grey) * saturation
     if rng.random() < 0.15:  # low light
         image = image * rng.uniform(0.25, 0.7)

@@ -67,31 +67,34 @@ def invariant(network: Callable[..., Tensor], *inputs: Tensor, device: str) -> T
     return torch.cat(parts)
 
 
-def tuned(network: nn.Module, device: str) -> nn.Module:
+def tuned(network: nn.Module, device: str, bf16: bool = False) -> nn.Module:
     """Makes a network ready for inference, in place: moved, frozen, its convolutions packed.
 
     Args:
         network: what it computes stays the same but for the last bits; gradients are lost on CPUs.
         device: a torch device type.
+        bf16: let convolutions multiply in bfloat16 (and add in float32) where the CPU can: for
+            networks that draw, not for those whose numbers are compared with thresholds.
     """
     network.to(device).eval().requires_grad_(False)
     if device == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        _pack(network)
+        able = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        _pack(network, torch.bfloat16 if bf16 and able else torch.float32)
     return network
 
 
-def _pack(network: nn.Module) -> None:
+def _pack(network: nn.Module, dtype: torch.dtype) -> None:
     """Replaces convolutions, with the ReLU that follows them in a sequence, by packed ones."""
     before: nn.Module | None = None
     for name, child in list(network.named_children()):
         if isinstance(child, nn.Conv2d):
-            child = PackedConv2d(child)
+            child = PackedConv2d(child, dtype)
             setattr(network, name, child)
         elif isinstance(before, PackedConv2d) and isinstance(child, nn.ReLU):
             before.after = "relu"
             setattr(network, name, nn.Identity())
         else:
-            _pack(child)
+            _pack(child, dtype)
         before = child if isinstance(network, nn.Sequential) else None
 
 
@@ -105,14 +108,15 @@ class PackedConv2d(nn.Module):
 
     Args:
         plain: the convolution, padded with zeros.
+        dtype: what it multiplies in; input and output are float32 all the same.
     """
 
     SHAPES = 8
 
-    def __init__(self, plain: nn.Conv2d) -> None:
+    def __init__(self, plain: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.weight, self.after = plain.weight.detach(), "none"
-        self.bias = None if plain.bias is None else plain.bias.detach()
+        self.weight, self.after = plain.weight.detach().to(dtype), "none"
+        self.bias = None if plain.bias is None else plain.bias.detach().to(dtype)
         shape = (plain.padding, plain.stride, plain.dilation)
         self._options = (*(list(map(int, part)) for part in shape), plain.groups)
         self._packed = lru_cache(self.SHAPES)(self._pack)
@@ -124,9 +128,9 @@ class PackedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, D, H', W'), channels last in memory."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(self.weight.dtype, memory_format=torch.channels_last)
         convolve = torch.ops.mkldnn._convolution_pointwise
         out: Tensor = convolve(
             x, self._packed(x.shape), self.bias, *self._options, self.after, [], ""
         )
-        return out
+        return out.float()

@@ -123,8 +123,9 @@ class Inpaint:
         self._pipeline = InpaintPipeline.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32
         ).to(device)
-        for part in ("unet", "adapter", "prior"):
-            tuned(getattr(self._pipeline, part), device)
+        tuned(self._pipeline.prior, device)
+        for part in ("unet", "adapter"):
+            tuned(getattr(self._pipeline, part), device, bf16=True)
         self.prior = self._pipeline.prior
         self.size, self.steps, self.device = CROP_SIZE, steps, device
 

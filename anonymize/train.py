@@ -33,6 +33,9 @@ from anonymize.record import Floats
 LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
 
+BROW = -0.4
+"""Where foreheads begin, along the line from the eyes (0) to the mouth (1)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
@@ -204,8 +207,8 @@ class Trainer:
         rim, coarse = apart[own:] * batch.rim[own:], mask.shape[-1] // 8
         tone = F.avg_pool2d(output - batch.crops, coarse, coarse // 2).abs()
         with torch.no_grad():
-            *_, real = self.adversary(batch.crops[:own], batch.context[:own])
-        patch, whole, fake = self.adversary(output, batch.context)
+            _, real = self.adversary(batch.crops[:own], batch.context[:own])
+        verdict, fake = self.adversary(output, batch.context)
         matched = [F.l1_loss(f[:own], r) / r.abs().mean() for f, r in zip(fake, real, strict=True)]
         return {
             "pixels": inside.sum() / mask[:own].sum() / 3,
@@ -214,13 +217,13 @@ class Trainer:
             "context": outside.sum() / (1 - mask).sum().clamp(min=1) / 3,
             "identity": (1 - (self._seen(batch, output) * code).sum(1)).mean(),
             "features": torch.stack(matched).mean(),
-            "adversary": logistic(patch, whole, 1),
+            "adversary": logistic(verdict, 1),
         }
 
     def _seen(self, batch: Batch, output: Tensor) -> Tensor:
         """Codes (N, 128) of outputs by the recogniser, through jitter so that it is not gamed."""
         marks = batch.landmarks + torch.randn_like(batch.landmarks) * 0.008 * output.shape[-1]
-        seen = chips(output, marks)
+        seen = chips(_held(output, batch.landmarks), marks)
         if self.step % 2:  # what a compressed or blurred copy would keep
             seen = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
         seen = _smeared(seen)
@@ -229,9 +232,9 @@ class Trainer:
 
     def _judge(self, batch: Batch, output: Tensor) -> float:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
-            real = self.adversary(batch.crops, batch.context)[:2]
-            fake = self.adversary(output, batch.context)[:2]
-        loss = logistic(real[0], real[1], 1) + logistic(fake[0], fake[1], -1)
+            real, _ = self.adversary(batch.crops, batch.context)
+            fake, _ = self.adversary(output, batch.context)
+        loss = logistic(real, 1) + logistic(fake, -1)
         if self.step % LAZY == 0:
             loss = loss + LAZY * self._steepness(batch)
         self.optimiser_adversary.zero_grad(set_to_none=True)
@@ -242,8 +245,8 @@ class Trainer:
     def _steepness(self, batch: Batch) -> Tensor:
         """R1: how steeply the adversary's logits change with real pixels."""
         crops = batch.crops.detach().requires_grad_()
-        patch, whole, _ = self.adversary(crops, batch.context)
-        total = patch.mean(1).sum() + whole.mean(1).sum()
+        logits, _ = self.adversary(crops, batch.context)
+        total = torch.stack([scale.mean(1).sum() for scale in logits]).sum()
         (slope,) = torch.autograd.grad(total, crops, create_graph=True)
         return self.recipe.steepness / 2 * slope.square().sum((1, 2, 3)).mean()
 
@@ -297,6 +300,22 @@ class Trainer:
         write_sums(folder)
         nets.float().to(self.device)
         return averaged
+
+
+def _held(output: Tensor, landmarks: Tensor) -> Tensor:
+    """Outputs (N, 3, S, S) whose foreheads learn nothing from what is computed of them.
+
+    A recogniser would have the forehead tell people apart, by flecks of hair above all; on a
+    photograph they look like dirt.
+    """
+    eyes, mouth = landmarks[:, :2].mean(1), landmarks[:, 3:].mean(1)
+    down = mouth - eyes
+    axis = torch.arange(output.shape[-1], device=output.device, dtype=down.dtype)
+    x, y = axis[None, None, :] - eyes[:, 0, None, None], axis[:, None] - eyes[:, 1, None, None]
+    along = (x * down[:, 0, None, None] + y * down[:, 1, None, None]) / down.square().sum(1)[
+        :, None, None
+    ]
+    return torch.where((along < BROW)[:, None], output.detach(), output)
 
 
 def _smeared(chips: Tensor) -> Tensor:

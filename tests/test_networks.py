@@ -46,6 +46,15 @@ def test_packed_convolutions_equal_plain_ones(plain: nn.Conv2d) -> None:
         assert torch.allclose(tuned_pair(x), expected, atol=1e-5)
 
 
+def test_bfloat16_stays_within_its_precision() -> None:
+    plain, x = nn.Conv2d(64, 32, 3, padding=1), torch.randn(1, 64, 16, 16)
+    expected = plain(x).detach()
+    found = tuned(nn.Sequential(plain), "cpu", bf16=True)(x)
+    assert found.dtype == torch.float32
+    # two factors of 8 bits each; errors of 576 products partly cancel
+    assert torch.allclose(found, expected, atol=0.01 * float(expected.std()) + 1e-6, rtol=0.01)
+
+
 def test_shapes_met_in_between_do_not_change_a_result() -> None:
     packed, x = PackedConv2d(nn.Conv2d(16, 64, 1)), torch.randn(1, 16, 10, 10)
     first = packed(x)
