@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anonymize.embedders import chips
-from anonymize.errors import ConfigError
 from anonymize.faces import Faces, prepare
 from anonymize.generators import write_sums
 from anonymize.perturb import Ensemble, PerturbNet, Student, gaps
 from anonymize.recipe import TrainRecipe
-from anonymize.train import Batch, batches
+from anonymize.training import Batch, batches, blend_in, drive, opened, stored
 from anonymize.views import views
 
 
@@ -84,7 +82,7 @@ class PerturbTrainer:
         loss = (self._weights() @ F.relu(recipe.margin - moved)).mean()
         self._descend(self.optimiser, loss, self.net)
         learnt = self._teach(views(batch.crops, batch.landmarks, rng), batch.index)
-        self._average()
+        blend_in(self.average, self.net, recipe.ema, self.step)
         self.step += 1
         means = dict(zip(Ensemble.MEMBERS, moved.mean(1).tolist(), strict=True))
         return means | {"student's error": learnt}
@@ -109,12 +107,6 @@ class PerturbTrainer:
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        for name, value in self.net.state_dict().items():
-            self.average[name].lerp_(value, 1 - decay)
-
     def save(self, path: Path) -> None:
         """Writes a checkpoint that `load` continues from."""
         state = {
@@ -125,9 +117,7 @@ class PerturbTrainer:
             "optimiser": self.optimiser.state_dict(),
             "optimiser_student": self.optimiser_student.state_dict(),
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        stored(state, path)
 
     def load(self, path: Path) -> None:
         """Continues from a checkpoint."""
@@ -175,28 +165,13 @@ def train_perturb(
     Raises:
         ConfigError: `out` holds a run and `resume` is False.
     """
-    checkpoint = out / "perturb.pt"
-    if checkpoint.exists() and not resume:
-        raise ConfigError(f"{out} holds a training run: add --resume, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = opened(out, "perturb.pt", resume)
     faces = prepare(source, out / "cache", recipe.size, report)
     trainer = PerturbTrainer(faces, recipe, device)
     if checkpoint.exists():
         trainer.load(checkpoint)
     pictures = TrainRecipe(size=recipe.size, batch=recipe.batch, seed=recipe.seed)
-    began, sums = time.monotonic(), dict[str, float]()
-    for batch in batches(faces, pictures, trainer.step, device):
-        elapsed = time.monotonic() - began
-        if trainer.step >= recipe.steps or (minutes and elapsed > 60 * minutes):
-            break
-        for name, value in trainer.update(batch).items():
-            sums[name] = sums.get(name, 0.0) + value
-        if trainer.step % 50 == 0:
-            means = ", ".join(f"{name} {value / 50:.3f}" for name, value in sums.items())
-            report(f"step {trainer.step} of {recipe.steps}: moved {means}")
-            sums.clear()
-        if trainer.step % 500 == 0:
-            trainer.save(checkpoint)
-    trainer.save(checkpoint)
+    stream = batches(faces, pictures, trainer.step, device)
+    drive(trainer, stream, recipe.steps, checkpoint, minutes=minutes, report=report)
     trainer.export(out / "export")
     return out / "export"

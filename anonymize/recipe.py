@@ -79,9 +79,9 @@ class TrainRecipe:
         steps: optimiser steps of the whole run.
         rate: learning rate of the generator; the adversary's is `rate_adversary`.
         ema: decay of the averaged weights that are exported.
-        pixels, rim, tone, context, identity, features, adversary: weights of the losses: L1 inside
-            the region (own code only), L1 in the region's outermost part (new codes only: hairline,
-            cheeks and jaw continue what is visible whoever the new person is), L1 of the
+        pixels, rim, tone, context, identity, features, adversary, settle: weights of the losses:
+            L1 inside the region (own code only), L1 in the region's outermost part (new codes only:
+            hairline, cheeks and jaw continue what is visible whoever the new person is), L1 of the
             region averaged over an eighth of the crop (skin tone and light come from the picture),
             L1 outside the region, 1 - cosine to the code, the adversary's feature matching (own
             code only), the adversary's verdict.
@@ -113,6 +113,7 @@ class TrainRecipe:
     identity: float = 0.5
     features: float = 1.0
     adversary: float = 0.7
+    settle: float = 2.0
     steepness: float = 0.1
     warmup: int = 300
     share_head: float = 0.2

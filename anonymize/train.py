@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anonymize.adversary import Discriminator, logistic
-from anonymize.aligners import heat, radius
-from anonymize.augment import augment
+from anonymize.aligners import radius
 from anonymize.cells import fit_cells, fit_classifier, hints
 from anonymize.embedders import DLIB_RESNET, DlibResNet, chips
-from anonymize.errors import ConfigError
 from anonymize.faces import Faces, prepare
 from anonymize.generators import write_sums
 from anonymize.images import encode
@@ -28,70 +22,13 @@ from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
 from anonymize.packages import package_file
 from anonymize.priors import CODE
 from anonymize.recipe import TrainRecipe
-from anonymize.record import Floats
+from anonymize.training import Batch, batches, blend_in, drive, opened, stored
 
 LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
 
 BROW = -0.4
 """Where foreheads begin, along the line from the eyes (0) to the mouth (1)."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Training pictures.
-
-    Attributes:
-        crops: (N, 3, S, S) in -1..1.
-        context: (N, 7, S, S).
-        landmarks: (N, 5, 2) crop pixels.
-        rim: (N, 1, S, S) in 0..1, rising towards the region's border from inside, 0 beyond it.
-        index: (N,) which faces they show.
-    """
-
-    crops: Tensor
-    context: Tensor
-    landmarks: Tensor
-    rim: Tensor
-    index: Tensor
-
-
-def _sample(
-    faces: Faces, chances: Floats, recipe: TrainRecipe, seed: tuple[int, int, int]
-) -> tuple[Any, ...]:
-    """One augmented picture with its region: everything is drawn from `seed`."""
-    rng = np.random.default_rng(seed)
-    index = int(np.searchsorted(chances, rng.random() * chances[-1], "right"))
-    index = min(index, len(faces) - 1)  # rounding could reach the very end
-    crop, marks = augment(faces.crops[index], faces.landmarks[index], recipe.size, rng)
-    kind = rng.random()
-    head, whole = recipe.share_head, recipe.share_head + recipe.share_all
-    region = "head" if kind < head else "all" if kind < whole else "face"
-    away = radius(marks, recipe.size, region) / np.float32(rng.uniform(0.95, 1.1))
-    rim = np.where(away < 1, np.clip(2.5 * away - 1.5, 0, 1), np.float32(0))
-    return index, crop, marks, away < 1, rim, heat(marks, recipe.size)
-
-
-def batches(faces: Faces, recipe: TrainRecipe, step: int, device: str) -> Iterator[Batch]:
-    """Endless batches from a step on; what a step sees depends on the seed and its number only."""
-    sizes = np.bincount(faces.groups)[faces.groups]
-    chances = np.cumsum(sizes**-0.5)  # large sources are seen less per face
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting: list[list[Future[tuple[Any, ...]]]] = []
-        while True:
-            while len(waiting) < 3:
-                seeds = [(recipe.seed, step, i) for i in range(recipe.batch)]
-                waiting.append(
-                    [pool.submit(_sample, faces, chances, recipe, seed) for seed in seeds]
-                )
-                step += 1
-            parts = zip(*(job.result() for job in waiting.pop(0)), strict=True)
-            index, crop, marks, mask, rim, maps = (
-                torch.from_numpy(np.stack(part)).to(device) for part in parts
-            )
-            pixels = crop.permute(0, 3, 1, 2).float() / 127.5 - 1
-            context = contexts(pixels, mask[:, None].float(), maps)
-            yield Batch(pixels, context, marks, rim[:, None], index)
 
 
 class Trainer:
@@ -156,6 +93,7 @@ class Trainer:
             mask = batch.context[:, 3:4]
             output = batch.crops * (1 - mask) + drawn * mask
             losses = self._losses(batch, drawn, output, code, count // 2)
+            losses["settle"] = self._unsettled(batch, drawn, noisy, code, count // 2)
         weights = {
             "pixels": recipe.pixels,
             "rim": recipe.rim,
@@ -164,6 +102,7 @@ class Trainer:
             "identity": recipe.identity * (0.3 + 0.7 * ramp),
             "features": recipe.features * ramp,
             "adversary": recipe.adversary * ramp,
+            "settle": recipe.settle * ramp,
         }
         self.optimiser.zero_grad(set_to_none=True)
         total = sum(weights[name] * loss for name, loss in losses.items())
@@ -172,7 +111,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.nets.parameters(), 5.0)
         self.optimiser.step()
         judged = self._judge(batch, output.detach())
-        self._average()
+        blend_in(self.average, self.nets, recipe.ema, self.step)
         self.step += 1
         return {name: loss.item() for name, loss in losses.items()} | {"judge": judged}
 
@@ -220,6 +159,23 @@ class Trainer:
             "adversary": logistic(verdict, 1),
         }
 
+    def _unsettled(
+        self, batch: Batch, drawn: Tensor, noise: Tensor, code: Tensor, own: int
+    ) -> Tensor:
+        """How far new people are from what a second sampling step would make of them.
+
+        That step knows faces from noised training pictures and cleans specks and patches away, in
+        which the recogniser's loss hides identity; so one step learns to do without them.
+        """
+        context, middle = batch.context[own:], len(self.alphas) // 2 - 1
+        mask, alpha = context[:, 3:4], self.alphas[middle]
+        when = torch.full((len(context),), middle, device=self.device)
+        with torch.no_grad():
+            noisy = alpha.sqrt() * drawn[own:].clamp(-1, 1) + (1 - alpha).sqrt() * noise[own:]
+            again = predict(self.unet, self.adapter, noisy * mask, when, context, code[own:])
+        apart = (drawn[own:] - again.float()).abs() * mask
+        return apart.sum() / mask.sum() / 3
+
     def _seen(self, batch: Batch, output: Tensor) -> Tensor:
         """Codes (N, 128) of outputs by the recogniser, through jitter so that it is not gamed."""
         marks = batch.landmarks + torch.randn_like(batch.landmarks) * 0.008 * output.shape[-1]
@@ -250,12 +206,6 @@ class Trainer:
         (slope,) = torch.autograd.grad(total, crops, create_graph=True)
         return self.recipe.steepness / 2 * slope.square().sum((1, 2, 3)).mean()
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        for name, value in self.nets.state_dict().items():
-            self.average[name].lerp_(value, 1 - decay)
-
     def learn_cells(self, faces: Faces, report: Callable[[str], None]) -> None:
         """Fits the prior's classifier; it does not take part in the other losses."""
         recipe = replace(
@@ -279,9 +229,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "optimiser_adversary": self.optimiser_adversary.state_dict(),
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        stored(state, path)
 
     def load(self, path: Path) -> None:
         """Continues from a checkpoint."""
@@ -383,10 +331,7 @@ def train(
     Raises:
         ConfigError: `out` holds a run and `resume` is False.
     """
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists() and not resume:
-        raise ConfigError(f"{out} holds a training run: add --resume, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = opened(out, "checkpoint.pt", resume)
     faces = prepare(source, out / "cache", recipe.size, report)
     trainer = Trainer(faces, recipe, device)
     if checkpoint.exists():
@@ -394,22 +339,12 @@ def train(
     else:
         trainer.start(faces, start)
     view, codes = _view(trainer, faces)
-    began, first, sums = time.monotonic(), trainer.step, dict[str, float]()
-    for batch in batches(faces, recipe, trainer.step, device):
-        elapsed = time.monotonic() - began
-        if trainer.step >= recipe.steps or (minutes and elapsed > 60 * minutes):
-            break
-        for name, value in trainer.update(batch).items():
-            sums[name] = sums.get(name, 0.0) + value
-        if trainer.step % 50 == 0:
-            pace = (trainer.step - first) * recipe.batch / (time.monotonic() - began)
-            means = " ".join(f"{name} {value / 50:.3f}" for name, value in sums.items())
-            report(f"step {trainer.step} of {recipe.steps}: {means} ({pace:.1f} crops/s)")
-            sums.clear()
-        if trainer.step % 500 == 0:
-            trainer.save(checkpoint)
-            sheet(trainer.export(out / "export"), view, codes, out / f"sheet-{trainer.step:06}.png")
-    trainer.save(checkpoint)
+
+    def saved() -> None:
+        sheet(trainer.export(out / "export"), view, codes, out / f"sheet-{trainer.step:06}.png")
+
+    stream = batches(faces, recipe, trainer.step, device)
+    drive(trainer, stream, recipe.steps, checkpoint, minutes=minutes, report=report, saved=saved)
     trainer.learn_cells(faces, report)
     trainer.export(out / "export")
     return out / "export"

@@ -262,7 +262,7 @@ def test_training_learns_to_move_what_dlib_sees(people: Path, tmp_path: Path) ->
     lines: list[str] = []
     recipe = toy(steps=100, batch=3, rate=3e-3)
     train_perturb(people, tmp_path, recipe, report=lines.append)
-    moved = [float(line.split("dlib ")[1].split(",")[0]) for line in lines if "moved" in line]
+    moved = [float(line.split("dlib ")[1].split()[0]) for line in lines if line.startswith("step")]
     assert len(moved) == 2
     assert moved[1] > 1.15 * moved[0]
 
