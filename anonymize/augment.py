@@ -39,9 +39,9 @@ def augment(
     points = points + rng.normal(0, 0.005 * size, points.shape)
     if rng.random() < 0.5:
         crop, points = crop[:, ::-1], np.array([size - 1, 0]) + points[MIRRORED] * (-1, 1)
-    if rng.random() < 0.4:
+    if rng.random() < 0.2:
         crop = backdrop(crop, rng)
-    if rng.random() < 0.15:
+    if rng.random() < 0.05:
         crop = cap(crop, points, rng)
     if rng.random() < 0.8:
         crop = _capture(_light(crop.astype(np.float32) / 255, rng), rng)
@@ -123,7 +123,7 @@ def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
     y, x = np.mgrid[:size, :size]
     high = ((x - eyes[0]) * up[0] + (y - eyes[1]) * up[1]) / length
     wide = ((x - eyes[0]) * -up[1] + (y - eyes[1]) * up[0]) / length
-    brim = rng.uniform(0.4, 0.85) + rng.normal(0, 0.15) * wide**2 + rng.normal(0, 0.08) * wide
+    brim = rng.uniform(0.65, 1) + rng.normal(0, 0.15) * wide**2 + rng.normal(0, 0.08) * wide
     dome = (wide / rng.uniform(1.2, 1.7)) ** 2 + (high / rng.uniform(1.5, 2.4)) ** 2 < 1
     shape = ((high > brim) & dome).astype(np.float32)
     soft = cv2.GaussianBlur(shape, (0, 0), 0.7)[..., None]
