@@ -244,8 +244,8 @@ def take(source: Path, folder: Path, people: int | None = None, images: int | No
     if folder.is_dir():
         return
     by_person: dict[str, list[str]] = {}
-    for path in pictures(source):
-        by_person.setdefault(str(Path(path).parent), []).append(path)
+    for path in pictures(source):  # one outside every folder is a person of its own, as in `link`
+        by_person.setdefault(str(Path(path).parent) if "/" in path else path, []).append(path)
     able = [name for name, paths in by_person.items() if len(paths) > 1]
     if len(able) < LEAST:
         raise ConfigError(

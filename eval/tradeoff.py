@@ -12,8 +12,11 @@ from typing import Any
 from anonymize.eval.page import BAD, GOOD, GRID, INK, MUTED, fill, svg, worst
 from anonymize.eval.report import SCHEMA, spread
 
-NEAR, TICKS = 10, (-20, -10, -5, 0, 5, 10, 20, 50, 100)
+NEAR, TICKS = 10, (-5, 0, 5, 10, 20, 50, 100)
 """Per cent of risk up to which the plane is linear where a method has much more, and its ticks."""
+
+STEPS = (-6, *(side * step for step in range(8, 130, 10) for side in (1, -1)))
+"""Heights in points at which a method's name is tried beside it, nearest first."""
 
 Point = tuple[float, float]
 """(risk, utility) of a method, shares of 1."""
@@ -46,10 +49,11 @@ def build(reports: Mapping[str, dict[str, Any]], failed: Sequence[str] = ()) -> 
         failed: the methods that could not be made or measured.
 
     Returns:
-        `inputs`, `seed` and `environment` of the reports; `utility`, the name of the plane's axis,
-        None if nothing spans it; `methods`, of which each has `risk` (of the worst attack on
-        faces), `risks`, `utilities`, `published` (0..1), `pareto`, and in `missing` why a figure
-        is None; and `failed`.
+        `inputs`, `seed` and `environment` of the reports; `originals`, what share of people each
+        recogniser finds in these; `utility`, the name of the plane's axis, None if nothing spans
+        it; `methods`, of which each has `risk` (of the worst attack on
+        faces), `risks`, `utilities`, `published` (0..1), `unchanged` (outputs that still
+        show the original face), `pareto`, and in `missing` why a figure is None; and `failed`.
     """
     methods = [_method(name, report) for name, report in reports.items()]
     axis = next((n for n in UTILITIES if any(m["utilities"][n] for m in methods)), None)
@@ -60,6 +64,11 @@ def build(reports: Mapping[str, dict[str, Any]], failed: Sequence[str] = ()) -> 
     return {
         "schema": SCHEMA,
         "inputs": {name: first["inputs"][name] for name in inputs if first},
+        "originals": {
+            row["embedder"]: row["rank1"]
+            for row in first.get("attacks", ())
+            if row["attack"] == "oo"
+        },
         "seed": first.get("seed"),
         "environment": first.get("environment", {}),
         "utility": axis,
@@ -95,6 +104,7 @@ def _method(name: str, report: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "label": report["release"].get("label", ""),
         "published": report["inputs"]["outputs"] / report["inputs"]["originals"],
+        "unchanged": report["inputs"]["unchanged_outputs"],
         "risk": top,
         "risks": risks,
         "utilities": utilities,
@@ -165,10 +175,11 @@ def caption(tradeoff: dict[str, Any]) -> str:
     inputs = tradeoff["inputs"]
     if not inputs:
         return "No method could be measured."
+    found = "; ".join(f"{name} {spread(rate)}" for name, rate in tradeoff["originals"].items())
     return (
         f"{inputs['originals']} pictures of {inputs['people']} people, of whom the attacker knows "
-        f"{inputs['attacker_people']}; seed {tradeoff['seed']}. Intervals are 95 % "
-        "bootstraps over people."
+        f"{inputs['attacker_people']}; seed {tradeoff['seed']}. Recognised in the originals: "
+        f"{found}. Intervals are 95 % bootstraps over people."
     )
 
 
@@ -183,7 +194,7 @@ def legend(tradeoff: dict[str, Any], mark: str) -> str:
     return (
         f"{mark}: Pareto-optimal, no other method here has as little of that risk and as much "
         f"{UTILITIES[tradeoff['utility']]}. Where intervals overlap, other people may decide "
-        f"otherwise. {risk}"
+        f"otherwise. {risk} One below zero counts as zero."
     )
 
 
@@ -198,6 +209,11 @@ def notes(tradeoff: dict[str, Any]) -> list[str]:
         said.setdefault(("", method["label"]), []).append(method["name"])
     everybody = [method["name"] for method in tradeoff["methods"]]
     lines = [f"{', '.join(failed)} failed: see what the command said"] if failed else []
+    lines += [
+        f"{m['name']} failed open: {m['unchanged']} outputs still show the original face"
+        for m in tradeoff["methods"]
+        if m["unchanged"]
+    ]
     for (what, reason), names in said.items():
         who = "any method" if what and names == everybody else ", ".join(names)
         lines.append(f"{what}{who}: {reason}")
@@ -228,47 +244,57 @@ def render(tradeoff: dict[str, Any], links: Mapping[str, str]) -> str:
 
 def _plane(axes: Any, methods: Sequence[dict[str, Any]], axis: str) -> None:
     """Worst risk against utility: a point with both intervals for each method, and the front."""
-    points = [(100 * m["utilities"][axis]["value"], 100 * m["risk"]["value"]) for m in methods]
-    for method, (x, y) in zip(methods, points, strict=True):
-        bounds = [_arms(method["utilities"][axis]), _arms(method["risk"])]
-        colour = GOOD if method["pareto"] else MUTED
-        whiskers = {"ecolor": GRID, "elinewidth": 1.2, "capsize": 2, "zorder": 2}
-        axes.errorbar(x, y, xerr=bounds[0], yerr=bounds[1], fmt="none", **whiskers)
-        axes.plot(x, y, "o", color=colour, ms=7 if method["pareto"] else 5, zorder=4)
-    front = sorted(p for m, p in zip(methods, points, strict=True) if m["pareto"])
-    axes.plot(*zip(*front, strict=True), drawstyle="steps-pre", color=GOOD, lw=1.3, zorder=3)
+    points, front = list[Point](), list[Point]()
+    for method in methods:
+        use, risk, optimal = method["utilities"][axis], method["risk"], method["pareto"]
+        x, y = 100 * use["value"], max(0.0, 100 * risk["value"])
+        bounds = {"xerr": _arms(use, x), "yerr": _arms(risk, y)}
+        axes.errorbar(x, y, **bounds, fmt="none", ecolor=GRID, elinewidth=1.2, capsize=2, zorder=2)
+        colour, size = (GOOD, 7) if optimal else (MUTED, 5)
+        axes.plot(x, y, "o", color=colour, ms=size, zorder=4)
+        points.append((x, y))
+        front += [(x, y)] if optimal else []
+    line = zip(*sorted(front), strict=True)
+    axes.plot(*line, drawstyle="steps-pre", color=GOOD, lw=1.3, zorder=3)
     axes.axhline(0, color=BAD, lw=0.8, ls=":")
-    axes.set_xlabel(f"utility: {UTILITIES[axis]} in % (right is better)")
-    label = "risk of the worst attack on faces in % (down is better)"
     axes.grid(color=GRID, lw=0.4)
     axes.set_axisbelow(True)
     axes.margins(0.08)
-    if max(y for _, y in points) > 3 * NEAR:  # else one bad method flattens all others
-        axes.set_yscale("symlog", linthresh=NEAR, linscale=2)
-        axes.set_yticks(TICKS, [f"{tick}" for tick in TICKS])
-        axes.minorticks_off()
-        label += f",\nlogarithmic above {NEAR} %"
-        axes.set_ylim(min(-NEAR / 4, *(100 * m["risk"]["low"] for m in methods)) * 1.1, 110)
-    axes.set_ylabel(label)
+    axes.set_xlabel(f"utility: {UTILITIES[axis]} in % (right is better)")
+    scale = _scale(axes, max(y for _, y in points))
+    axes.set_ylabel(f"risk of the worst attack on faces in % (down is better){scale}")
     _name(axes, [m["name"] for m in methods], points)
 
 
-def _arms(value: dict[str, float]) -> list[list[float]]:
-    """An interval as lengths to both sides of its value, in per cent."""
-    ends = (value["value"] - value["low"], value["high"] - value["value"])
-    return [[100 * max(0.0, end)] for end in ends]
+def _arms(value: dict[str, float], middle: float) -> list[list[float]]:
+    """An interval as lengths to both sides of where it is drawn, in per cent."""
+    ends = (middle - 100 * value["low"], 100 * value["high"] - middle)
+    return [[max(0.0, end)] for end in ends]
+
+
+def _scale(axes: Any, highest: float) -> str:
+    """Keeps one bad method from flattening the others; returns what to say of it."""
+    said = ""
+    if highest > 3 * NEAR:
+        axes.set_yscale("symlog", linthresh=NEAR, linscale=2)
+        axes.set_yticks(TICKS, [f"{tick}" for tick in TICKS])
+        axes.minorticks_off()
+        axes.set_ylim(top=110)
+        said = f",\nlogarithmic above {NEAR} %"
+    axes.set_ylim(bottom=max(-NEAR / 2, axes.get_ylim()[0]))
+    return said
 
 
 def _name(axes: Any, names: Sequence[str], points: Sequence[Point]) -> None:
     """Writes each name near its point, where it covers neither a point nor another name."""
-    axes.figure.canvas.draw()  # places in pixels are known from here on
-    places = axes.transData.transform(points)
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    axes.figure.canvas.draw()  # places on the canvas are known from here on
+    places = axes.transData.transform(points) * 72 / axes.figure.dpi
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     order = sorted(range(len(names)), key=lambda i: (-places[i][1], places[i][0]))
     for index in order:
         x, y = places[index]
-        width, height = 6.2 * len(names[index]) + 4, 14
-        offsets = [(dx, dy) for dy in _STEPS for dx in (9, -9 - width)]
+        width, height = 5.2 * len(names[index]) + 2, 12
+        offsets = [(dx, dy) for dy in STEPS for dx in (8, -8 - width)]
         boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in offsets]
         best = next((i for i, b in enumerate(boxes) if not any(_meet(b, t) for t in taken)), 0)
         taken.append(boxes[best])
@@ -276,18 +302,14 @@ def _name(axes: Any, names: Sequence[str], points: Sequence[Point]) -> None:
         axes.annotate(
             names[index],
             points[index],
-            xytext=(boxes[best][0] - x, boxes[best][1] - y + 3),
-            textcoords="offset pixels",
+            xytext=(offsets[best][0], offsets[best][1] + 3),
+            textcoords="offset points",
             fontsize=9,
             color=INK,
             zorder=5,
             bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.5},
             arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6} if far else None,
         )
-
-
-_STEPS = (-7, *(side * step for step in range(10, 180, 12) for side in (1, -1)))
-"""Heights in pixels at which a name is tried beside its point, nearest first."""
 
 
 def _meet(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -29,6 +29,7 @@ def estimate(value: float, wide: float = 0.04) -> dict[str, float]:
 def report(risk: float, **utilities: float | None) -> dict[str, Any]:
     """A report as far as a trade-off reads it; a utility that is None could not be measured."""
     attacks = [
+        {"attack": "oo", "variant": "", "risk": estimate(1), "rank1": estimate(0.95)},
         {"attack": "oa", "variant": "", "risk": estimate(risk / 2)},
         {"attack": "semi-informed", "variant": "linear", "risk": estimate(risk / 4)},
         {"attack": "semi-informed", "variant": "fine-tuned", "risk": estimate(risk)},
@@ -41,10 +42,16 @@ def report(risk: float, **utilities: float | None) -> dict[str, Any]:
     return {
         "verdict": {"level": "leaks", "text": ""},
         "release": {"name": "x", "label": "a <promise>"},
-        "inputs": {"people": 20, "originals": 80, "attacker_people": 10, "outputs": 60},
+        "inputs": {
+            "people": 20,
+            "originals": 80,
+            "attacker_people": 10,
+            "outputs": 60,
+            "unchanged_outputs": 0,
+        },
         "seed": 0,
         "environment": {"python": "3"},
-        "attacks": attacks,
+        "attacks": [attack | {"embedder": "dlib"} for attack in attacks],
         "utilities": [value | {"note": "too few people"} for value in values],
         "skipped": [],
     }
@@ -71,6 +78,7 @@ def test_the_front_is_a_chain_that_beats_the_rest() -> None:
 def test_the_table_has_a_row_per_method_and_says_what_is_missing() -> None:
     good = report(0.02, detection=0.99, training_retention=0.9)
     bad = report(0.5, detection=0.5, training_retention=None)
+    bad["inputs"] = bad["inputs"] | {"unchanged_outputs": 3}
     found = build({"good": good, "bad": bad}, ["ugly"])
     assert found["utility"] == "training-retention"
     assert [m["pareto"] for m in found["methods"]] == [True, False]
@@ -83,7 +91,9 @@ def test_the_table_has_a_row_per_method_and_says_what_is_missing() -> None:
     assert rows[2][5:7] == ["not measured", "not measured"]
     assert "- training retention not measured for bad: too few people" in text
     assert "- same-key rank-1 not measured for any method: was not asked for" in text
-    assert "- ugly failed" in text
+    assert "- ugly failed: " in text
+    assert "- bad failed open: 3 outputs still show the original face" in text
+    assert "Recognised in the originals: dlib 95.0% (91.0% to 99.0%)." in text
 
 
 def test_a_report_that_proves_nothing_is_never_optimal() -> None:
@@ -185,7 +195,9 @@ def test_people_are_taken_once_and_alike(people: Path, tmp_path: Path) -> None:
     take(people, tmp_path / "b", 9, 2)
     assert taken == {p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*.jpg")}
     assert (tmp_path / "a" / min(taken)).read_bytes() == (people / min(taken)).read_bytes()
-    (tmp_path / "few" / "one").mkdir(parents=True)
+    (tmp_path / "few").mkdir()
+    for picture in (people / "person-00").iterdir():  # of nobody known, so of nobody twice
+        (tmp_path / "few" / picture.name).symlink_to(picture)
     with pytest.raises(ConfigError, match="got 0 people"):
         take(tmp_path / "few", tmp_path / "c")
 
@@ -254,7 +266,9 @@ def test_a_killed_sweep_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweeping, "carry_out", killed)
-    assert swept("--method", "blur").exit_code == 130
+    interrupted = swept("--method", "blur")
+    assert interrupted.exit_code == 130
+    assert "run it again to go on" in interrupted.stderr
     release = tmp_path / "out.private" / "releases" / "blur"
     made = {path: path.stat().st_mtime_ns for path in release.rglob("*.jpg")}
     assert len(made) == 16
