@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anonymize.embedders import CHIP_SIZE, DlibResNet
+from anonymize.errors import ConfigError
 from anonymize.priors import CodePrior
 from anonymize.record import Floats
 
@@ -60,6 +61,9 @@ def fit_cells(
         groups: (N,) the source that each face came from.
         features: (N, D) of the faces' contexts, from `hints`.
         seed: of k-means.
+
+    Raises:
+        ConfigError: a cell of one or two faces, whose covariance cannot be shrunk.
     """
     from sklearn.cluster import KMeans
     from sklearn.covariance import LedoitWolf
@@ -70,6 +74,11 @@ def fit_cells(
     axes = _axes(codes, features.double().numpy(), groups, balance)
     count = len(prior.mean)
     cells = KMeans(count, n_init=4, random_state=seed).fit_predict(codes @ axes, None, balance)
+    if (least := np.bincount(cells, minlength=count).min()) < 3:
+        raise ConfigError(
+            f"got {len(codes)} faces to train on, of which a cell has {least}, expected at least 3 "
+            f"in each of {count} cells: train on more faces, or with fewer cells (--set cells=N)"
+        )
     for cell in range(count):
         members = codes[cells == cell]
         factor = np.linalg.cholesky(LedoitWolf().fit(members).covariance_)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from anonymize.cli_eval import audit, compare, evaluate
+from anonymize.cli_eval import audit, compare, evaluate, sweep
 from anonymize.console import FAILED, FILE, FOLDER, GATE, PATH, Meter, reported, say
 from anonymize.errors import ConfigError
 
@@ -191,13 +191,9 @@ def _people(key_file: Path | None) -> Path | None:
 
 
 def _key(path: Path | None) -> bytes | None:
-    from anonymize import seeds
+    from anonymize.seeds import kept_key
 
-    if path is None:
-        return None
-    if not path.exists():
-        seeds.write_key(path, seeds.new_key())
-    return seeds.read_key(path)
+    return None if path is None else kept_key(path)
 
 
 def _table(summary: Any, dst: Path) -> str:
@@ -337,3 +333,4 @@ def train(
 main.add_command(audit)
 main.add_command(evaluate)
 main.add_command(compare)
+main.add_command(sweep)

@@ -1,19 +1,42 @@
-"""The commands that judge data sets and releases: `audit`, `eval` and `compare`."""
+"""The commands that judge data sets, releases and methods: `audit`, `eval`, `compare`, `sweep`."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from anonymize.console import FILE, FOLDER, GATE, PATH, Meter, reported, say
+from anonymize.console import FAILED, FILE, FOLDER, GATE, PATH, Meter, reported, say
 from anonymize.errors import ConfigError
 
 GATE_OPTION = (str, float)
+
+_DEVICES = click.Choice(["auto", "cpu", "cuda"])
+
+_MEASURING = (
+    click.option("--attack", "attacks", multiple=True, help="Only these; may be repeated."),
+    click.option("--utility", "utilities", multiple=True, help="Only these; may be repeated."),
+    click.option("--embedder", "embedders", multiple=True, default=["dlib"], show_default=True),
+    click.option("--budget", default="smoke", show_default=True, help="Of training utility."),
+    click.option("--pairs", type=(FILE, FOLDER), help="CSV fold,a,b,same and its photographs."),
+    click.option("--people", type=click.IntRange(8), help="Only so many people, chosen by a hash."),
+    click.option("--images", type=click.IntRange(2), help="Only so many originals of each."),
+    click.option("--seed", default=0, show_default=True, help="Of every random choice."),
+    click.option("--device", default="auto", type=_DEVICES),
+)
+
+
+def measuring(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that say how something is attacked and measured."""
+    for option in reversed(_MEASURING):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -23,7 +46,7 @@ GATE_OPTION = (str, float)
 @click.option("--limit", default=2000, show_default=True, help="Pictures whose faces are compared.")
 @click.option("--all", "everything", is_flag=True, help="Compare the faces of all pictures.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--device", default="auto", type=_DEVICES)
 @click.option("--json", "as_json", is_flag=True, help="Print the audit as JSON. Private.")
 @reported
 def audit(
@@ -62,22 +85,14 @@ def audit(
 @click.argument("anonymized", type=FOLDER)
 @click.option("-o", "--out", required=True, type=FOLDER, help="Folder for the report.")
 @click.option("--links", type=FILE, help="CSV source,output.  [default: private links, or names]")
-@click.option("--attack", "attacks", multiple=True, help="Only these; may be repeated.")
-@click.option("--utility", "utilities", multiple=True, help="Only these; may be repeated.")
-@click.option("--embedder", "embedders", multiple=True, default=["dlib"], show_default=True)
-@click.option("--budget", default="smoke", show_default=True, help="Of training utility.")
 @click.option("--max-risk", multiple=True, type=GATE_OPTION, metavar="NAME VALUE")
 @click.option("--min-utility", multiple=True, type=GATE_OPTION, metavar="NAME VALUE")
-@click.option("--people", type=click.IntRange(8), help="Only so many people, by the seed.")
-@click.option("--images", type=click.IntRange(2), help="Only so many originals of each.")
 @click.option("--second", type=FOLDER, help="Release of the same originals under another key.")
 @click.option("--third", type=FOLDER, help="One that the cross-key attacker learns from.")
 @click.option("--training", type=FOLDER, help="The generator's training faces.")
-@click.option("--pairs", type=(FILE, FOLDER), help="CSV fold,a,b,same and its photographs.")
 @click.option("--beside", multiple=True, type=PATH, help="Other reports.")
 @click.option("--show", default=0, type=click.IntRange(0), help="REAL pairs to put on the page.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@measuring
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @reported
 def evaluate(
@@ -167,3 +182,48 @@ def compare(reports: tuple[Path, ...], baseline: Path, tolerance: float, as_json
         click.echo(json.dumps({"schema": 1, "reports": results}))
     if failed:
         sys.exit(GATE)
+
+
+@click.command()
+@click.argument("src", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--method", "given", multiple=True, metavar="NAME[=KEY=VALUE,...]")
+@click.option("--methods", "file", type=FILE, help="TOML file with a recipe per table.")
+@click.option("--key-file", type=FILE, help="Key of every release.  [default: one in OUT.private]")
+@click.option("--workers", type=click.IntRange(1), help="Threads.  [default: all cores]")
+@measuring
+@click.option("--json", "as_json", is_flag=True, help="Print the trade-off as JSON.")
+@reported
+def sweep(
+    src: Path,
+    out: Path,
+    given: tuple[str, ...],
+    file: Path | None,
+    key_file: Path | None,
+    workers: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare methods: anonymise SRC by each, attack and measure them alike, print the trade-off.
+
+    OUT receives table.md, sweep.html, sweep.json and a report for each method. Key, links,
+    originals, embeddings and the releases lie in OUT.private: they are all of the same people, so
+    none of them is for publication. The same command goes on after an interruption, or with more
+    methods. Exits with 1 if a method failed.
+    """
+    from anonymize.devices import single_threaded
+    from anonymize.eval.tradeoff import markdown
+    from anonymize.seeds import kept_key
+    from anonymize.sweep import Sweep, methods
+    from anonymize.sweep import sweep as compare_methods
+
+    single_threaded()
+    key = None if key_file is None else kept_key(key_file)
+    options["workers"] = workers or os.cpu_count() or 1
+    plan = Sweep(src, out, methods(file, given), key=key, **options)
+    with Meter() as meter:
+        result = compare_methods(plan, progress=meter, steps=meter.steps, tell=say)
+    click.echo(json.dumps(result, sort_keys=True) if as_json else markdown(result), nl=as_json)
+    say(f"page {out / 'sweep.html'}")
+    if result["failed"]:
+        sys.exit(FAILED)

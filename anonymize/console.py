@@ -42,7 +42,9 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             say(f"anonymize: {error.strerror or error}: {error.filename or ''}")
             sys.exit(FAILED)
         except KeyboardInterrupt:
-            say("anonymize: interrupted; --resume goes on from here")
+            options = {option.name for option in click.get_current_context().command.params}
+            then = "--resume goes on from here" if "resume" in options else "run it again to go on"
+            say(f"anonymize: interrupted; {then}")
             sys.exit(INTERRUPTED)
 
     return wrapper

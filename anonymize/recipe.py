@@ -165,10 +165,11 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (list, tuple) if origin is tuple else origin)
 
 
-def load(cls: type[T], path: Path | None, settings: Iterable[str] = ()) -> T:
+def load(cls: type[T], path: Path | None, settings: Iterable[str] = (), option: str = "--set") -> T:
     """Reads a recipe from a TOML file and `KEY=VALUE` settings, the latter winning.
 
-    Values are TOML; a bare word is a string. `a.b=1` sets key `b` of table `a`.
+    Values are TOML; a bare word is a string. `a.b=1` sets key `b` of table `a`. Messages about
+    settings name the `option` that they come from.
 
     Raises:
         ConfigError: unreadable file, bad TOML, unknown key or wrong type.
@@ -182,11 +183,11 @@ def load(cls: type[T], path: Path | None, settings: Iterable[str] = ()) -> T:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise ConfigError(f"--set: got {setting!r}, expected KEY=VALUE")
+            raise ConfigError(f"{option}: got {setting!r}, expected KEY=VALUE")
         table, _, last = key.strip().rpartition(".")
         place = values.setdefault(table, {}) if table else values
         place[last] = _value(text)
-    return build(cls, values, str(path or "--set"))
+    return build(cls, values, str(path or option))
 
 
 def _value(text: str) -> Any:

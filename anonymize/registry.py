@@ -93,6 +93,19 @@ def find(kind: str, name: str) -> tuple[Any, list[str]]:
         raise ConfigError(f"cannot load {kind} {name!r} from {target}: {error}") from error
 
 
+def check(kind: str, name: str, **options: Any) -> None:
+    """Refuses a name or options that `load` would refuse, without making anything.
+
+    Raises:
+        ConfigError: unknown name, failed import, or options that do not fit.
+    """
+    made, arguments = find(kind, name)
+    try:
+        inspect.signature(made).bind(*arguments, **options)
+    except TypeError as error:
+        raise ConfigError(f"{kind} {name!r} does not take these options: {error}") from error
+
+
 def load(kind: str, name: str, device: str = "cpu", /, **options: Any) -> Any:
     """Makes a component.
 

@@ -40,6 +40,13 @@ def write_key(path: Path, key: bytes) -> None:
     path.write_text(key.hex() + "\n", "ascii")
 
 
+def kept_key(path: Path) -> bytes:
+    """The key in a file, which receives a fresh one if it is not there."""
+    if not path.exists():
+        write_key(path, new_key())
+    return read_key(path)
+
+
 def derive(key: bytes, *purpose: str | int) -> bytes:
     """32 bytes for one purpose (HMAC-SHA256, RFC 2104); parts cannot run into each other."""
     message = b"".join(

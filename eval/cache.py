@@ -37,8 +37,8 @@ class Cache:
         """The array kept under a name, made and kept if there is none."""
         with self._lock:
             row = self._db.execute("SELECT value FROM kept WHERE name = ?", (name,)).fetchone()
-        if row is not None:
-            return np.asarray(np.load(io.BytesIO(row[0])))
+            if row is not None:  # numpy parses headers by `ast`, not thread-safe in Python 3.11
+                return np.asarray(np.load(io.BytesIO(row[0])))
         value = make()
         data = io.BytesIO()
         np.save(data, value)

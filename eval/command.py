@@ -108,10 +108,11 @@ def carry_out(
     gates = check(evaluation, request.max_risk, request.min_utility)
     report = build(trial, evaluation, gates, describe(request.anonymised))
     request.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=1, sort_keys=True) + "\n"
-    (request.out / "report.json").write_text(text, "utf-8")
     page = render(report, beside, _shown(trial, request.show))
     (request.out / "report.html").write_text(page, "utf-8")
+    part = request.out / "report.json.part"
+    part.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", "utf-8")
+    part.replace(request.out / "report.json")  # last and at once: where it is, all is complete
     cache.close()
     return report, gates
 

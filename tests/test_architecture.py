@@ -23,7 +23,7 @@ LAYERS = [
     {"enrolment"},
     {"run"},
     {"datasheet"},
-    {"release", "sheet", "doctor", "estimate"},
+    {"release", "sheet", "doctor", "estimate", "sweep"},
     {"console"},
     {"cli_eval"},
     {"cli"},

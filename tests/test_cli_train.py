@@ -13,6 +13,13 @@ from anonymize.generators import check_sums
 TOY = "channels = [16, 24]\ncells = 2\nbatch = 4\nbf16 = false\ncell_steps = 2\n"
 
 
+def test_too_few_faces_to_train_on_are_refused(dataset: Path, tmp_path: Path) -> None:
+    command = ["train", str(dataset), str(tmp_path / "out"), "--steps", "1", "--set", "cells=9"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert "fewer cells" in result.stderr
+
+
 def test_train_exports_a_model_that_run_can_use(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "toy.toml").write_text(TOY)
     out = tmp_path / "out"

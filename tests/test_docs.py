@@ -1,7 +1,8 @@
-"""What the documents say: every command line in them is one that the program takes."""
+"""What the documents say: their commands exist, and those of the README and of docs/ work."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,11 +10,16 @@ from pathlib import Path
 
 import click
 import pytest
+from anonymize.eval.harness import ATTACKS
 from conftest import ROOT
+from documents import FINISHED, blocks, carry_out, furnish
 
 from anonymize.cli import main
 
-PAGES = ["README.md", "CONTRIBUTING.md", "eval/README.md", "eval/lfw-dev.md"]
+RUN = ["README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
+"""Documents whose every command is carried out."""
+
+PAGES = [*RUN, "CONTRIBUTING.md", "eval/README.md", "eval/lfw-dev.md"]
 PAGES += [str(card.relative_to(ROOT)) for card in sorted(ROOT.glob("models/*/README.md"))]
 
 
@@ -23,7 +29,7 @@ def commands(text: str) -> Iterator[list[str]]:
     lines = [line for block in code for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
     for line in lines:
-        line = line.removeprefix("$ ").partition("  #")[0].strip()
+        line = line.removeprefix("$ ").partition("  #")[0].partition(" > ")[0].strip()
         if line.startswith("anonymize ") and "…" not in line:
             yield shlex.split(line.replace("\\|", "|"))[1:]
 
@@ -64,11 +70,20 @@ def test_a_wrong_command_would_be_noticed() -> None:
         accepted(["nonsense"])
 
 
+def headings(path: Path) -> set[str]:
+    """What the headings of a document are called in links to them."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for page in PAGES:
         path = ROOT / page
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8")):
-            assert (path.parent / target).exists(), f"{page}: {target}"
+        for target in re.findall(r"\]\(([^):]+)\)", path.read_text("utf-8")):
+            file, _, heading = target.partition("#")
+            there = path.parent / file if file else path
+            assert there.exists(), f"{page}: {target}"
+            assert not heading or heading in headings(there), f"{page}: {target}"
 
 
 def test_scripts_named_in_documents_are_there() -> None:
@@ -76,3 +91,57 @@ def test_scripts_named_in_documents_are_there() -> None:
         text = (ROOT / page).read_text("utf-8")
         for script in re.findall(r"(?:eval/bench|benchmarks)/\w+\.py", text):
             assert Path(ROOT / script).is_file(), f"{page}: {script}"
+
+
+@pytest.mark.parametrize("page", [page for page in RUN if page != "docs/api.md"])
+def test_the_commands_of_a_document_work(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    furnish(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = 0
+    for command, code, output in carry_out(page):
+        assert code in FINISHED, f"{page}: {command}\n{output}"
+        done += 1
+    assert done > 0
+
+
+def test_few_blocks_are_skipped_and_each_says_why() -> None:
+    skipped = [block for page in RUN for block in blocks(page) if block.skipped is not None]
+    assert len(skipped) <= 2
+    assert all(re.search("network|GPU|hours", block.skipped or "") for block in skipped)
+
+
+def test_no_command_escapes_and_no_note_is_idle() -> None:
+    """Fenced commands stand in blocks that are run, and what tests add reaches one."""
+    for page in RUN:
+        for block in blocks(page):
+            if block.language not in ("sh", "console"):
+                assert not re.search(r"^(\$ )?anonymize ", block.code, re.M), block
+                assert not block.note
+            if block.note.startswith("with "):
+                for addition in block.note.removeprefix("with ").split("; "):
+                    arguments = addition.partition(" ")[2]
+                    assert any(line.endswith(arguments) for line in block.commands), block
+            else:
+                assert not block.note or block.skipped
+        fences = re.findall(r"^```", (ROOT / page).read_text("utf-8"), re.M)
+        assert len(fences) == 2 * len(blocks(page)), page
+
+
+def test_the_api_reference_is_that_of_the_docstrings() -> None:
+    script = ROOT / "docs" / "make_api.py"
+    spec = importlib.util.spec_from_file_location("make_api", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert written == module.text(), "run python docs/make_api.py"
+    assert "|  |" not in written, "a public name without a docstring"
+
+
+def test_the_threat_model_has_every_attack() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text("utf-8")
+    rows = re.findall(r"^\| .* \| `([a-z-]+)` \|$", text, re.M)
+    assert sorted(rows) == sorted(ATTACKS)

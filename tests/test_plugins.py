@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import PEOPLE, ROOT
+from documents import blocks
 
-(BANK,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-"""The README's own example."""
+(BANK,) = (block.code for block in blocks("docs/guide.md") if block.file == "bank.py")
+"""The guide's own example."""
 
 STRIPES = """
 import numpy as np

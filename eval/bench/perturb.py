@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from anonymize.eval.command import Request, carry_out
 from anonymize.eval.report import read_report, spread
-from tradeoff import choose
 
 from anonymize.images import encode, read
 from anonymize.recipe import Recipe
 from anonymize.record import Pixels
 from anonymize.run import run
 from anonymize.state import read_links
+from anonymize.sweep import take
 
 BLUR = 1.5
 """Standard deviation in pixels of the blur that a reader may apply."""
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="without the attackers that learn")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    choose(args.src, args.out / "originals", args.people, args.images)
+    take(args.src, args.out / "originals", args.people, args.images)
     embedders = ["dlib"] + ([f"dlib-densenet:{args.densenet}"] if args.densenet else [])
     for method in args.method or ["perturb", "perturb:pgd"]:
         folder = release(args.out, method)
