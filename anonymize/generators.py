@@ -98,7 +98,7 @@ class Inpaint:
 
     Args:
         weights: folder of an exported pipeline; default is the one that comes with the package.
-        steps: denoising steps, 1 to 4.
+        steps: denoising steps, 1 to 4; the second one takes specks and patches away.
         device: a torch device type.
 
     Raises:
@@ -108,7 +108,7 @@ class Inpaint:
     name = "inpaint"
     baseline = False
 
-    def __init__(self, weights: str = "", steps: int = 1, device: str = "cpu") -> None:
+    def __init__(self, weights: str = "", steps: int = 2, device: str = "cpu") -> None:
         import torch
         from diffusers.utils import logging
 

@@ -83,7 +83,7 @@ class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @torch.inference_mode()
     def __call__(
-        self, context: Tensor, code: Tensor, noise: Tensor, steps: int = 1, **_: Any
+        self, context: Tensor, code: Tensor, noise: Tensor, steps: int = 2, **_: Any
     ) -> Tensor:
         """Generates faces.
 
