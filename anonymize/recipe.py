@@ -119,7 +119,7 @@ class TrainRecipe:
     share_head: float = 0.2
     share_all: float = 0.12
     share_strangers: float = 0.2
-    share_noised: float = 0.15
+    share_noised: float = 0.25
     bf16: bool = True
     cell_steps: int = 2000
     seed: int = 0
