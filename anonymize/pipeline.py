@@ -15,7 +15,8 @@ from anonymize.record import Record
 
 log = logging.getLogger(__name__)
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 INTERNAL, NO_MEMORY = "internal error", "out of memory"
 """Reasons that are not the picture's own: the same picture may do another time."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +102,15 @@ class Queue:
 class Hand:
     """A worker in a process of its own, somewhere on the cluster."""
 
-    def begin(self, setting: Setting, device: str) -> tuple[dict[str, str], str]:
-        """Loads the networks; what decides the bytes of pictures here, and the processor."""
+    def begin(self, setting: Setting, device: str, paths: list[str]) -> tuple[dict[str, str], str]:
+        """Loads the networks; what decides the bytes of pictures here, and the processor.
+
+        Args:
+            setting: of the run.
+            device: a torch device type.
+            paths: where the run finds modules, for components that are not installed.
+        """
+        sys.path += [path for path in paths if path not in sys.path]
         single_threaded()
         self.worker, self.learnt = Worker(setting, choose(device)), None
         return software(self.worker.generator), processor(device)
@@ -179,7 +187,7 @@ class RayEngine:
     def _hire(self) -> None:
         actor = self._actor.remote()
         self._actors.add(actor)
-        self._sent[actor.begin.remote(self._setting, self.device)] = actor, self._starting
+        self._sent[actor.begin.remote(self._setting, self.device, sys.path)] = actor, self._starting
 
     def _await(self, queue: Queue) -> None:
         """Waits until a worker is ready, has done a group, or died."""
@@ -256,18 +264,14 @@ def start(device: str, workers: int | None, batch: int, setting: Setting) -> Ite
     Raises:
         ConfigError: no such cluster, or none with what is asked for.
     """
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(workers)
-    engine = None
-    try:
+    with ExitStack() as ends:
+        ends.enter_context(redirect_stdout(sys.stderr))  # Ray prints where only results may go
+        if not ray.is_initialized():
+            ends.callback(ray.shutdown)
+            _connect(workers)
         engine = RayEngine(setting, device, workers, batch)
+        ends.callback(engine.close)
         yield engine
-    finally:
-        if engine is not None:
-            engine.close()
-        if ours:
-            ray.shutdown()
 
 
 def _connect(workers: int | None) -> None:
@@ -280,6 +284,7 @@ def _connect(workers: int | None) -> None:
     except ConnectionError as error:
         if "RAY_ADDRESS" in os.environ:
             raise ConfigError(f"RAY_ADDRESS: cannot join that cluster: {error}") from error
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody else on this machine gets in
         ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
     finally:
         if threading.current_thread() is threading.main_thread():
