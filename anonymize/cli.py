@@ -51,7 +51,7 @@ def main() -> None:
     default="local",
     show_default=True,
     type=click.Choice(["local", "ray"]),
-    help="Work in threads, or on the Ray cluster of RAY_ADDRESS or of this machine.",
+    help="Work in threads here, or on the Ray cluster of RAY_ADDRESS, or one of this machine.",
 )
 @click.option(
     "--workers", type=click.IntRange(1), help="Threads, or Ray's processes.  [all cores or GPUs]"

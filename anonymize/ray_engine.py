@@ -259,7 +259,7 @@ def _device(name: str, room: dict[str, float]) -> str:
 
 @contextmanager
 def start(device: str, workers: int | None, batch: int, setting: Setting) -> Iterator[RayEngine]:
-    """A Ray engine, on the cluster that is there or on one of this machine that ends with it.
+    """A Ray engine, on the cluster of RAY_ADDRESS or on one that ends with it.
 
     Raises:
         ConfigError: no such cluster, or none with what is asked for.
@@ -275,16 +275,18 @@ def start(device: str, workers: int | None, batch: int, setting: Setting) -> Ite
 
 
 def _connect(workers: int | None) -> None:
-    """Joins the cluster of RAY_ADDRESS or of this machine, or else starts one here."""
+    """Joins the cluster of RAY_ADDRESS, or else starts one of this machine for this run alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     before = signal.getsignal(signal.SIGTERM)  # which Ray takes over
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    address = os.environ.get("RAY_ADDRESS")
     try:
-        ray.init("auto", **quiet)
-    except ConnectionError as error:
-        if "RAY_ADDRESS" in os.environ:
-            raise ConfigError(f"RAY_ADDRESS: cannot join that cluster: {error}") from error
-        ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
+        if address:
+            ray.init(address, **quiet)
+        else:
+            ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
+    except (ConnectionError, RayError, ValueError) as error:
+        raise ConfigError(f"cannot join the Ray cluster {address or 'local'}: {error}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
