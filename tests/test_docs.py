@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from anonymize.cli import main
 
-PAGES = ["README.md", "CONTRIBUTING.md", "eval/README.md", "eval/lfw-dev.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "eval/README.md", "eval/lfw-dev.md", "docs/cluster.md"]
 PAGES += [str(card.relative_to(ROOT)) for card in sorted(ROOT.glob("models/*/README.md"))]
 
 
