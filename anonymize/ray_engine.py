@@ -150,7 +150,8 @@ class RayEngine:
         room = ray.cluster_resources()
         self.device = _device(device, room)
         unit = "GPU" if self.device == "cuda" else "CPU"
-        self._count, self._batch, self._setting = workers or int(room[unit]), batch, setting
+        self._count = workers or max(1, int(room.get(unit, 0)))
+        self._batch, self._setting = batch, setting
         self._actor = ray.remote(num_cpus=1, num_gpus=int(unit == "GPU"))(Hand)
         self._actors = set[Any]()
         self._free = deque[Any]()  # a worker stands here once for each group that it may get

@@ -18,6 +18,7 @@ from anonymize.recipe import Recipe
 from anonymize.record import Record
 from anonymize.run import Summary, run
 from anonymize.seeds import write_key
+from anonymize.state import State, private_folder
 from anonymize.work import NOTHING, Task
 
 
@@ -93,36 +94,44 @@ def test_a_dying_worker_changes_nothing(
     assert digests(tmp_path / "release") == expected
 
 
-INTERRUPTED = """
-import sys
+DIES = """
+import os, signal, sys
 from anonymize import cli, run
-run.COMMIT = 2
-cli.main(sys.argv[1:])
+from anonymize.state import State
+
+run.COMMIT, commit, left = 2, State.commit, [int(sys.argv[1])]
+
+def dies(state):
+    commit(state)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+State.commit = dies
+cli.main(sys.argv[2:])
 """
 
 
 def test_a_killed_run_may_be_resumed_by_the_other_engine(
-    calm: tuple[Path, dict[str, str]], tmp_path: Path, cluster: Any
+    cluster: Any, calm: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
+    """Begun by threads and killed in the survey, killed again in Ray's hands while writing."""
     source, expected = calm
     write_key(tmp_path / "key", KEY)
     release = tmp_path / "release"
-    arguments = ["run", source, release, "--key-file", tmp_path / "key", "--batch-size", "1"]
-    arguments += ["--workers", "1"]
-    resume: list[str] = []
-    for engine, phase in (("local", "survey: 3"), ("ray", "replace: 3")):
-        process = subprocess.Popen(
-            [sys.executable, "-c", INTERRUPTED, *map(str, arguments), "--engine", engine, *resume],
-            stderr=subprocess.PIPE,
-            text=True,
+    options = ["--key-file", tmp_path / "key", "--batch-size", "1", "--workers", "1"]
+    address = cluster.get_runtime_context().gcs_address
+    for commits, engine in ((2, ["local"]), (5, ["ray", "--resume"])):
+        command = [sys.executable, "-c", DIES, commits, "run", source, release, *options]
+        killed = subprocess.run(
+            [*map(str, command), "--engine", *engine],
+            env={**os.environ, "RAY_ADDRESS": address},
+            stderr=subprocess.DEVNULL,
         )
-        assert process.stderr is not None
-        assert any(line.startswith(phase) for line in process.stderr)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        process.stderr.close()
-        assert not (release / "run.json").exists()
-        resume = ["--resume"]
+        assert killed.returncode == -signal.SIGKILL
+    state = State(private_folder(release))
+    assert state.count("output IS NULL AND withheld IS NULL") == 5
+    state.close()
     run(source, release, resume=True)
     assert digests(release) == expected
 
