@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import logging
-import os
 import signal
 import sys
 from dataclasses import asdict
@@ -47,11 +46,25 @@ def main() -> None:
 @click.option("--key-file", type=FILE, help="Secret key to use; created if absent. Keep it safe.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1))
-@click.option("--workers", type=click.IntRange(1), help="Threads.  [default: all cores]")
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "ray"]),
+    help="Work in threads here, or on the Ray cluster of RAY_ADDRESS, or one of this machine.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), help="Threads, or Ray's processes.  [all cores or GPUs]"
+)
 @click.option("--limit", type=click.IntRange(1), help="Only so many pictures, chosen by the key.")
 @click.option("--exclude", type=FILE, help="Labels of people to leave out, one a line.")
 @click.option("--clean-list", type=FILE, help="Take only the pictures of this list, as labelled.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option(
+    "--retry",
+    is_flag=True,
+    help="Try again what a finished run withheld by an internal error or for lack of memory.",
+)
 @click.option("--overwrite", is_flag=True, help="Destroy an earlier release in DST first.")
 @click.option("--dry-run", is_flag=True, help="Try 200 pictures and say what all would take.")
 @click.option(
@@ -78,8 +91,8 @@ def run(
     key_file: Path | None,
     max_withheld: float,
     as_json: bool,
-    workers: int | None,
     resume: bool,
+    retry: bool,
     overwrite: bool,
     dry_run: bool,
     **options: Any,
@@ -90,8 +103,8 @@ def run(
     verification set. DST receives a folder per new person, or what --to names, manifest.jsonl and
     run.json; key and link table lie in DST.private until `anonymize seal DST` destroys them.
     """
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other: give one of them")
+    if resume + retry + overwrite > 1:
+        raise ConfigError("--resume, --retry and --overwrite exclude each other: give one of them")
     from anonymize.recipe import Recipe, load
     from anonymize.run import check_places
 
@@ -115,7 +128,6 @@ def run(
         say(f"{recipe.generator}: {promise(made)}")
     single_threaded()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, resumable
-    options["workers"] = workers or os.cpu_count() or 1
     if dry_run:
         return _estimate(src, recipe, options, as_json)
     with Meter() as meter:
@@ -126,6 +138,7 @@ def run(
             key=_key(key_file),
             people_file=_people(key_file),
             resume=resume,
+            retry=retry,
             overwrite=overwrite,
             progress=meter,
             **options,
@@ -176,7 +189,7 @@ def add(
             key=_key(key_file) if key_file is not None and key_file.exists() else None,
             people_file=_people(key_file),
             exclude=exclude,
-            workers=os.cpu_count() or 1,
+            workers=None,
             device=device,
             add=True,
             progress=meter,

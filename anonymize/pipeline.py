@@ -8,12 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import reduce
 from itertools import islice
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from anonymize.errors import AnonymizeError, Withhold
 from anonymize.record import Record
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+INTERNAL, NO_MEMORY = "internal error", "out of memory"
+"""Reasons that are not the picture's own: the same picture may do another time."""
 
 Stage: TypeAlias = Callable[[Iterable[Record]], Iterator[Record]]
 """Lazy and order-preserving: one record out for each record in."""
@@ -33,7 +39,8 @@ def batched(step: Callable[[Sequence[Record]], Sequence[Record]], size: int) -> 
     """A stage from a function of several records at once.
 
     Withheld records are not shown to `step` but keep their place. Where `step` fails for a group,
-    its records are tried one by one, so that one record cannot take others with it.
+    its records are tried one by one, so that one record cannot take others with it; where memory
+    was too small for a group, its halves are tried.
     """
 
     def stage(records: Iterable[Record]) -> Iterator[Record]:
@@ -50,22 +57,32 @@ def _attempt(step: Callable[[Record], Record], record: Record) -> Record:
         return step(record)
     except Withhold as result:
         return record.withhold(result.reason)
-    except (AnonymizeError, AssertionError, MemoryError):
+    except (AnonymizeError, AssertionError):
         raise  # wrong for every picture alike, or a bug: stop
     except Exception as error:  # one odd picture must not stop a run of millions
         log.warning("withheld one picture after an internal error", exc_info=True)
-        return record.withhold(f"internal error ({type(error).__name__})")
+        internal = f"{INTERNAL} ({type(error).__name__})"
+        return record.withhold(NO_MEMORY if _exhausted(error) else internal)
 
 
 def _attempt_all(
     step: Callable[[Sequence[Record]], Sequence[Record]], records: Sequence[Record]
 ) -> Sequence[Record]:
-    if len(records) > 1:
-        try:
-            return _checked(step(records), len(records))
-        except Exception:
-            log.debug("a group failed; its pictures are tried one by one", exc_info=True)
-    return [_attempt(lambda one: _checked(step([one]), 1)[0], record) for record in records]
+    if len(records) < 2:
+        return [_attempt(lambda one: _checked(step([one]), 1)[0], record) for record in records]
+    try:
+        return _checked(step(records), len(records))
+    except Exception as error:
+        log.debug("a group failed; smaller ones are tried", exc_info=True)
+        size = (len(records) + 1) // 2 if _exhausted(error) else 1
+    # here and not in the handler, where the error would keep alive what the group had allocated
+    return [done for group in chunks(records, size) for done in _attempt_all(step, group)]
+
+
+def _exhausted(error: Exception) -> bool:
+    """Whether memory ran out, as Python, torch (on a GPU, on a CPU) and OpenCV put it."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(s in str(error) for s in ("can't allocate memory", "Insufficient memory"))
 
 
 def _checked(done: Sequence[Record], count: int) -> Sequence[Record]:
@@ -83,27 +100,29 @@ def compose(*stages: Stage) -> Stage:
     return stage
 
 
-def chunks(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    """Lists of up to `size` records."""
-    source = iter(records)
+def chunks(items: Iterable[A], size: int) -> Iterator[list[A]]:
+    """Lists of up to `size` items."""
+    source = iter(items)
     while group := list(islice(source, size)):
         yield group
 
 
-def parallel(stage: Stage, workers: int, size: int) -> Stage:
-    """The same stage over groups of `size` records in `workers` threads, order kept.
+def parallel(
+    step: Callable[[list[A]], Iterable[B]], workers: int, size: int
+) -> Callable[[Iterable[A]], Iterator[B]]:
+    """What `step` makes of groups of `size` items in `workers` threads, order kept.
 
     Torch, OpenCV and the codecs release the interpreter's lock, so threads use all cores.
     """
     if workers <= 1:
-        return stage
+        return lambda items: (done for group in chunks(items, size) for done in step(group))
 
-    def spread(records: Iterable[Record]) -> Iterator[Record]:
-        waiting: deque[Future[list[Record]]] = deque()
+    def spread(items: Iterable[A]) -> Iterator[B]:
+        waiting: deque[Future[list[B]]] = deque()
         with ThreadPoolExecutor(workers) as pool:
             try:
-                for group in chunks(records, size):
-                    waiting.append(pool.submit(lambda g: list(stage(g)), group))
+                for group in chunks(items, size):
+                    waiting.append(pool.submit(lambda g: list(step(g)), group))
                     if len(waiting) > 2 * workers:
                         yield from waiting.popleft().result()
                 while waiting:

@@ -31,6 +31,7 @@ class Face:
         crop_from_image: (2, 3) float32 similarity that takes image pixels to crop pixels.
         embedding: (128,) float32 of the source's face, against which outputs are verified. No
             generator ever gets it.
+        logits: (cells,) float32, what a survey thinks the subject's visible context suggests.
     """
 
     box: Floats
@@ -40,6 +41,7 @@ class Face:
     crop: Pixels | None = None
     crop_from_image: Floats | None = None
     embedding: Floats | None = None
+    logits: Floats | None = None
 
     def but(self, **changes: Any) -> Face:
         """A copy with some fields replaced."""

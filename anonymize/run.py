@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,26 +11,22 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from anonymize import identities, kept, registry
+from anonymize import engines, identities, kept, registry
 from anonymize import recipe as recipes
-from anonymize.aligners import align
-from anonymize.devices import choose
-from anonymize.embedders import DlibEmbedder
+from anonymize.engines import Engine
 from anonymize.enrolment import Choice, enrol, open_again
 from anonymize.errors import ConfigError
 from anonymize.generators import Job, Learner, promise
 from anonymize.identities import Person
-from anonymize.images import decode, encode
 from anonymize.lists import read_labels
 from anonymize.packages import version
-from anonymize.pipeline import Stage, batched, chunks, compose, each, parallel
-from anonymize.readers import Reader, open_source
+from anonymize.pipeline import chunks
+from anonymize.readers import open_source
 from anonymize.recipe import Recipe
-from anonymize.record import Floats, Record
-from anonymize.stages import Replace, Survey, job
+from anonymize.record import Face, Floats, Record
+from anonymize.stages import job
 from anonymize.state import Input, Row, State, open_state
+from anonymize.work import NOTHING, RESEMBLES, Setting, Task, versions, weights
 from anonymize.writers import Writer, Written, place, sha256
 
 MANIFEST, RUN, LEARNT = "manifest.jsonl", "run.json", "learnt"
@@ -67,12 +62,14 @@ def run(
     key: bytes | None = None,
     device: str = "auto",
     batch_size: int = 4,
-    workers: int = 1,
+    engine: str = "local",
+    workers: int | None = 1,
     limit: int | None = None,
     exclude: Path | None = None,
     clean_list: Path | None = None,
     people_file: Path | None = None,
     resume: bool = False,
+    retry: bool = False,
     overwrite: bool = False,
     add: bool = False,
     progress: Progress = lambda *_: None,
@@ -86,13 +83,15 @@ def run(
         key: the secret; default a fresh one. A kept key gives the same pseudonyms again.
         device: `auto`, `cpu` or `cuda`.
         batch_size: pictures per group; of no effect on the result.
-        workers: threads; of no effect on the result.
+        engine: who does the work, see `anonymize.engines`; of no effect on the result.
+        workers: how many do it, None for as many as there is room for; of no effect on the result.
         limit: only the first so many pictures, in the keyed order.
         exclude: labels of people who are left out, one a line.
         clean_list: the pictures to take, and their labels (`anonymize.lists.Clean`).
         people_file: the people of this key, read and added to, so that whoever was published once
             stays the same new person whoever else comes or goes.
         resume: go on with a run that was interrupted.
+        retry: try again what a finished run withheld for no reason of the picture's own.
         overwrite: destroy an earlier release of ours in `release` first.
         add: take in what was added to `source` since the run, with the people it has.
         progress: told how far it is.
@@ -102,22 +101,23 @@ def run(
         ReleaseError: `release` is not empty, or not resumable with this recipe.
     """
     recipe = recipe or Recipe()
-    if batch_size < 1 or workers < 1:
+    if batch_size < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"got batch size {batch_size}, workers {workers}: expected 1 or more")
     check_places(source, release)
     open_source(source, recipe.reader, **recipe.reader_options)  # before anything is overwritten
+    start = engines.prepare(engine, device, workers, batch_size)
     choice = Choice(limit, read_labels(exclude) if exclude else set(), clean_list)
-    state = open_state(release, key, resume or add, overwrite)
+    again = resume or retry or add
+    state = open_state(release, key, again, overwrite)
     try:
         if add:
             state.reopen()
             stored = json.loads(state.get("recipe") or "{}")
             recipe = recipes.build(Recipe, stored, str(state.folder))
-        spread = (choose(device), batch_size, workers, progress)
-        job = _Run(source, release, recipe, state, *spread, people_file)
-        return job.whole(choice)
+        job = _Run(source.absolute(), release, recipe, state, start, progress, people_file)
+        return job.whole(choice, retry)
     except ConfigError:
-        if not (resume or add) and not state.count("faces IS NOT NULL OR withheld IS NOT NULL"):
+        if not again and not state.count("faces IS NOT NULL OR withheld IS NOT NULL"):
             state.close()  # nothing was begun: leave nothing behind
             shutil.rmtree(state.folder)
         raise
@@ -147,33 +147,30 @@ class _Run:
     release: Path
     recipe: Recipe
     state: State
-    device: str
-    batch: int
-    workers: int
+    start: engines.Start
     progress: Progress
     people_file: Path | None
+    engine: Engine = field(init=False)
     generator: Any = None
-    detector: Any = None
-    auditor: Any = None
-    embedder: DlibEmbedder = field(init=False)
     templates: dict[str, Floats] = field(default_factory=dict)
-    inputs: dict[str, Input] = field(default_factory=dict)  # of the pictures in flight
-    reader: Reader = field(init=False)
     writer: Writer = field(init=False)
 
-    def whole(self, choice: Choice) -> Summary:
+    def whole(self, choice: Choice, retry: bool) -> Summary:
         self._remember_recipe()
-        self.reader = open_again(self.state, self.source, self.recipe, choice)
+        reader = open_again(self.state, self.source, self.recipe, choice)
+        if retry:
+            self.state.retry()
         if self.state.get("summary") is not None:
             return Summary(**json.loads(self.state.get("summary") or ""))
-        ignored = enrol(self.state, self.reader, choice)
-        self._components()
-        self.release.mkdir(parents=True, exist_ok=True)
-        self._survey()
-        self._invent()
-        self._learn()
-        self._make()
-        return self._finish(ignored)
+        ignored = enrol(self.state, reader, choice)
+        with self.start(Setting(self.source, self.recipe, self.state.key)) as engine:
+            self.engine, self.generator = engine, engine.generator
+            self._check_weights()
+            self._open_writer()
+            self._survey()
+            self._invent()
+            self._make(self._learn())
+            return self._finish(ignored)
 
     def _remember_recipe(self) -> None:
         values = json.dumps(recipes.as_dict(self.recipe), sort_keys=True)
@@ -182,17 +179,14 @@ class _Run:
             raise ConfigError("this run was begun with another recipe: resume it with that one")
         self.state.set("recipe", values)
 
-    def _components(self) -> None:
-        recipe, device = self.recipe, self.device
-        self.detector = registry.load(
-            "detector", recipe.detector, device, **recipe.detector_options
-        )
-        self.generator = registry.load(
-            "generator", recipe.generator, device, **recipe.generator_options
-        )
-        self.auditor = registry.load("detector", recipe.auditor, device, **recipe.auditor_options)
-        self.embedder = DlibEmbedder(device)
-        numbers = cache(self.state.numbers)
+    def _check_weights(self) -> None:
+        known, hashes = self.state.get("weights"), weights(self.generator)
+        if known is not None and known != hashes:
+            raise ConfigError("the generator's weights changed since this run was begun")
+        self.state.set("weights", hashes)
+
+    def _open_writer(self) -> None:
+        recipe, numbers = self.recipe, cache(self.state.numbers)
         self.writer = registry.load(
             "writer",
             recipe.writer,
@@ -202,23 +196,14 @@ class _Run:
             kind=recipe.format,
             quality=recipe.quality,
         )
-        known = self.state.get("weights")
-        hashes = json.dumps(getattr(self.generator, "hashes", {}), sort_keys=True)
-        if known is not None and known != hashes:
-            raise ConfigError("the generator's weights changed since this run was begun")
-        self.state.set("weights", hashes)
+        self.release.mkdir(parents=True, exist_ok=True)
 
     def _survey(self) -> None:
         """First pass: faces of every picture, and what the visible context suggests."""
-        cells = getattr(self.generator, "cells", None) if self.recipe.context_codes else None
-        embedder = None if self.generator.baseline else self.embedder
-        survey = Survey(self.detector, embedder, cells, self.generator.size, self.recipe.region)
-        stage = self._spread(each(self._load), each(survey))
-        surveyed = stage(self._empty(item) for item in self.state.to_survey())
+        surveyed = self.engine.spread("survey", map(self._task, self.state.to_survey()))
 
         def keep(record: Record) -> None:
-            logits = survey.logits.pop(record.key, None)
-            self.state.surveyed(record.key, record.faces, logits)
+            self.state.surveyed(record.key, record.faces, record.faces[0].logits)
 
         self._journal("survey", surveyed, "faces IS NOT NULL", keep)
 
@@ -249,7 +234,6 @@ class _Run:
                     self.state.finished(record.key, withheld=record.withheld)
                     withheld += 1
                 done += 1
-                self.inputs.pop(record.key, None)
                 self.progress(phase, done, total, withheld)
             settle()
             self.state.commit()
@@ -266,86 +250,57 @@ class _Run:
         prior = getattr(self.generator, "prior", None)
         if prior is None or self.state.get("planned"):
             return
-        weights, people = self.state.get("weights") or "", self.state.people()
-        known = kept.load(self.people_file, weights) if self.people_file else {}
+        drawn_for, people = weights(self.generator), self.state.people()
+        known = kept.load(self.people_file, drawn_for) if self.people_file else {}
         known |= self.state.planned()
         drawn = identities.cast(prior, self.state.key, people, self._resembling, known)
         self.state.plan({name: (known | drawn)[name] for name in people})
         if self.people_file:
-            kept.keep(self.people_file, weights, self.state.planned())
+            kept.keep(self.people_file, drawn_for, self.state.planned())
         self.state.set("planned", "1")
 
     def _resembling(self, cast: Mapping[str, Person]) -> set[str]:
         """Those of the new people who look like the person they replace, by drafts of them."""
-        replace = self._replacer({name: person.code for name, person in cast.items()})
-        found: set[str] = set()
-
-        def judge(record: Record) -> Record:
-            if replace.resembles(record):
-                found.add(record.identity or "")
-            return record
-
-        judged = self._spread(each(self._load), each(judge))
-        drafts = (i for i in self.state.drafts(DRAFTS) if i[0].person in cast)
-        records = judged(self._empty(item).but(faces=faces) for item, faces in drafts)
-        withheld = self.state.count("withheld IS NOT NULL")
-        for done, _ in enumerate(groupby(records, key=lambda record: record.identity), 1):
+        drafts = (pair for pair in self.state.drafts(DRAFTS) if pair[0].person in cast)
+        tasks = (self._task(item, faces, cast) for item, faces in drafts)
+        judged = groupby(self.engine.spread("cast", tasks), key=lambda record: record.identity)
+        withheld, found = self.state.count("withheld IS NOT NULL"), set[str]()
+        for done, (person, records) in enumerate(judged, 1):
+            if any(record.withheld == RESEMBLES for record in records):
+                found.add(person or "")
             self.progress("cast", done, len(cast), withheld)
-        self.inputs.clear()
         return found
 
-    def _learn(self) -> None:
-        """Shows everybody to a generator that must know them all."""
+    def _learn(self) -> bytes:
+        """Shows everybody to a generator that must know them all; what it must be told again."""
         if not isinstance(self.generator, Learner):
-            return
+            return b""
         learnt = self.state.folder / LEARNT
         if not learnt.is_file():  # else some faces may be made already: people stay as grouped
             place([self.generator.fit(self._subjects())], learnt, self.state.scratch)
-        self.generator.restore(learnt.read_bytes())
+        return learnt.read_bytes()
 
     def _subjects(self) -> Iterator[Job]:
         """The labelled face of every surveyed picture, aligned, in the keyed order."""
-        generator, withheld = self.generator, self.state.count("withheld IS NOT NULL")
-
-        def aligned(record: Record) -> Record:
-            return record.but(faces=(align(record.image, record.faces[0], generator.size),))
-
-        labelled = ((i, faces) for i, faces in self.state.to_make() if i.labelled)
-        stage = self._spread(each(self._load), each(aligned))
-        records = stage(self._empty(i).but(faces=faces) for i, faces in labelled)
+        labelled = (pair for pair in self.state.to_make() if pair[0].labelled)
+        records = self.engine.spread("learn", (self._task(*pair) for pair in labelled))
         total = self.state.count("labelled AND faces IS NOT NULL AND withheld IS NULL")
+        withheld = self.state.count("withheld IS NOT NULL")
         for done, record in enumerate(records, 1):
             self.progress("learn", done, total, withheld)
             if record.withheld is None:  # else the second pass says so again
-                blank = job(record.faces[0], self.recipe.region, generator.baseline)
+                blank = job(record.faces[0], self.recipe.region, self.generator.baseline)
                 yield replace(blank, person=record.identity)
 
-    def _replacer(self, codes: Mapping[str, Floats]) -> Replace:
-        recipe = self.recipe
-        return Replace(
-            generator=self.generator,
-            region=recipe.region,
-            key=self.state.key,
-            codes=codes.__getitem__,
-            templates=self.templates.__getitem__,
-            detector=getattr(self.detector, "finder", self.detector),
-            auditor=self.auditor,
-            embedder=self.embedder,
-            encode=lambda image: encode(image, recipe.format, recipe.quality),
-        )
-
-    def _make(self) -> None:
+    def _make(self, learnt: bytes) -> None:
         """Second pass: replace, audit, verify, write."""
-        people = self.state.planned()
-        replace = self._replacer({name: person.code for name, person in people.items()})
-        stage = self._spread(each(self._load), batched(replace, self.batch))
-        writer = self.writer
+        people, writer = self.state.planned(), self.writer
         writer.begin(json.loads(self.state.get("marks") or "{}"))
         todo = self.state.to_make(writer.order)
-        made = stage(self._empty(item).but(faces=faces) for item, faces in todo)
+        tasks = (self._task(item, faces, people) for item, faces in todo)
         self._journal(
             "replace",
-            made,
+            self.engine.spread("replace", tasks, learnt),
             "output IS NOT NULL",
             self._store,
             lambda: self.state.mark(writer.flush()),
@@ -357,25 +312,22 @@ class _Run:
         )
         self.state.moved(writer.finish(written))
 
-    def _spread(self, *stages: Stage) -> Stage:
-        return parallel(compose(*stages), self.workers, self.batch)
-
-    def _empty(self, item: Input) -> Record:
-        """A record before its picture is read; unlabelled pictures have no identity."""
-        self.inputs[item.handle] = item
-        blank = np.zeros((0, 0, 3), np.uint8)
-        return Record(item.handle, item.person if item.labelled else None, blank)
-
-    def _load(self, record: Record) -> Record:
-        data = self.reader.load(self.inputs[record.key].source)
-        return record.but(image=decode(data, self.recipe.max_pixels))
+    def _task(
+        self, item: Input, faces: tuple[Face, ...] = (), people: Mapping[str, Person] | None = None
+    ) -> Task:
+        """What a worker is told of a picture; unlabelled ones have no identity."""
+        who = item.person if item.labelled else None
+        planned = (people or {}).get(item.person)
+        return Task(
+            Record(item.handle, who, NOTHING, faces),
+            item.source,
+            planned.code if planned else None,
+            self.templates.get(item.person),
+        )
 
     def _store(self, record: Record) -> None:
         """Writes what may be published and journals the outcome."""
-        if self.recipe.crop and record.output is not None:
-            head = align(record.output, record.faces[0], self.recipe.crop).crop
-            record = record.but(output=head, encoded=None)
-        locator, digest = self.writer.write(record, self.inputs[record.key].person)
+        locator, digest = self.writer.write(record, self.state.person(record.key))
         self.state.finished(record.key, locator, digest, len(record.faces))
 
     def _finish(self, ignored: dict[str, int]) -> Summary:
@@ -397,9 +349,8 @@ class _Run:
             "weights": getattr(self.generator, "hashes", {}),
             "identities": self.state.plan_summary(),
             "counts": {k: v for k, v in asdict(summary).items() if k != "ignored"},
-            "versions": {n: version(n) for n in ("torch", "diffusers", "numpy", "opencv")}
-            | {"python": platform.python_version()},
-            "device": self.device,
+            "versions": versions(),
+            "device": self.engine.device,
             "manifest_sha256": manifest,
             "files": {name: sha256(self.release / name) for name in self.writer.files()},
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,6 @@ class Survey:
         cells: the generator's `cells`, or None to suggest nothing.
         size: side of the generator's crops.
         region: how much of each head is replaced.
-        logits: filled per record key with (cells,) logits; the caller takes them out.
     """
 
     detector: Detector
@@ -56,7 +55,6 @@ class Survey:
     cells: Callable[[Sequence[Job]], Floats] | None
     size: int
     region: str
-    logits: dict[str, Floats] = field(default_factory=dict)
 
     def __call__(self, record: Record) -> Record:
         """The record with its faces, subject first.
@@ -68,13 +66,14 @@ class Survey:
         if not found:
             raise Withhold("no face found")
         faces = by_subject(found, record.image.shape[:2])
-        if self.cells is not None and record.identity is not None:
-            face = align(record.image, faces[0], self.size)
-            self.logits[record.key] = self.cells([job(face, self.region, False)])[0]
         if self.embedder is not None:
             embeddings = self.embedder([chip(record.image, face.landmarks) for face in faces])
             pairs = zip(faces, embeddings, strict=True)
             faces = tuple(face.but(embedding=embedding) for face, embedding in pairs)
+        if self.cells is not None and record.identity is not None:
+            subject = align(record.image, faces[0], self.size)
+            logits = self.cells([job(subject, self.region, False)])[0]
+            faces = (faces[0].but(logits=logits), *faces[1:])
         return record.but(faces=faces)
 
 

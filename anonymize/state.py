@@ -22,6 +22,7 @@ import numpy as np
 from anonymize import kept, seeds
 from anonymize.errors import ConfigError, ReleaseError
 from anonymize.identities import Person
+from anonymize.pipeline import INTERNAL, NO_MEMORY
 from anonymize.record import Face, Floats
 
 SCHEMA = """
@@ -126,18 +127,35 @@ class State:
         Raises:
             ReleaseError: it is not finished, or its format cannot grow.
         """
-        if self.get("summary") is None:
-            raise ReleaseError(f"{self.folder}: the run is not finished; resume it first")
         reader = json.loads(self.get("source") or '[""]')[0]
-        writer = json.loads(self.get("recipe") or "{}").get("writer")
-        if reader != "folder" or writer not in ("folder", "manifest", "manifest-parquet"):
-            raise ReleaseError(
-                "only folders and flat folders with a table can grow: make another release with "
-                "the same --key-file, which keeps everybody's new face"
-            )
+        self._check_growing(reader == "folder")
         with self.db:
             self.db.execute(
                 "DELETE FROM meta WHERE name IN ('summary', 'planned', 'ignored', 'source')"
+            )
+
+    def retry(self) -> None:
+        """Makes a finished release ready to try again what failed by no fault of the pictures.
+
+        Raises:
+            ReleaseError: it is not finished, or its format cannot grow.
+        """
+        self._check_growing()
+        with self.db:
+            self.db.execute(
+                "UPDATE inputs SET withheld = NULL WHERE withheld = ? OR withheld LIKE ?",
+                (NO_MEMORY, f"{INTERNAL} %"),
+            )
+            self.db.execute("DELETE FROM meta WHERE name IN ('summary', 'planned')")
+
+    def _check_growing(self, source: bool = True) -> None:
+        if self.get("summary") is None:
+            raise ReleaseError(f"{self.folder}: the run is not finished; resume it first")
+        writer = json.loads(self.get("recipe") or "{}").get("writer")
+        if not source or writer not in ("folder", "manifest", "manifest-parquet"):
+            raise ReleaseError(
+                "only folders and flat folders with a table can grow: make another release with "
+                "the same --key-file, which keeps everybody's new face"
             )
 
     def enrol(self, inputs: Iterable[Input]) -> int:
@@ -172,6 +190,11 @@ class State:
     def count(self, where: str = "1") -> int:
         """Inputs that meet an SQL condition of ours."""
         return int(self.db.execute(f"SELECT COUNT(*) FROM inputs WHERE {where}").fetchone()[0])
+
+    def person(self, handle: str) -> str:
+        """The pseudonym of an input."""
+        row = self.db.execute("SELECT person FROM inputs WHERE handle = ?", (handle,)).fetchone()
+        return str(row[0])
 
     def to_survey(self) -> Iterator[Input]:
         """Inputs whose faces are not known yet."""

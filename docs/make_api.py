@@ -19,6 +19,7 @@ from anonymize.recipe import Recipe, TrainRecipe
 
 MODULES = (
     "anonymize.run",
+    "anonymize.engines",
     "anonymize.recipe",
     "anonymize.release",
     "anonymize.sweep",

@@ -108,7 +108,7 @@ def test_the_commands_of_a_document_work(
 
 def test_few_blocks_are_skipped_and_each_says_why() -> None:
     skipped = [block for page in RUN for block in blocks(page) if block.skipped is not None]
-    assert len(skipped) <= 2
+    assert len(skipped) <= 4
     assert all(re.search("network|GPU|hours", block.skipped or "") for block in skipped)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +63,54 @@ def test_an_unforeseen_error_withholds_one_record_only() -> None:
     done = list(batched(fails_on_three, 4)(records(6)))
     assert [r.withheld for r in done].count("internal error (ZeroDivisionError)") == 1
     assert done[3].withheld is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_where_memory_is_too_small_groups_are_halved(error: Exception) -> None:
+    sizes: list[int] = []
+
+    def greedy(group: Sequence[Record]) -> Sequence[Record]:
+        sizes.append(len(group))
+        if len(group) > 3 or any(record.key == "5" for record in group):
+            raise error
+        return group
+
+    done = list(batched(greedy, 8)(records(8)))
+    assert sizes == [8, 4, 2, 2, 4, 2, 1, 1, 2]
+    assert [r.withheld for r in done] == [None] * 5 + ["out of memory"] + [None] * 2
+
+
+def test_the_memory_of_a_failed_group_is_free_before_smaller_ones_are_tried() -> None:
+    class Big:
+        """Stands for a tensor."""
+
+    alive: list[weakref.ref[Big]] = []
+
+    def greedy(group: Sequence[Record]) -> Sequence[Record]:
+        assert not [big for big in alive if big()]
+        held = Big()
+        alive.append(weakref.ref(held))
+        if len(group) > 1:
+            raise MemoryError
+        return group
+
+    assert len(list(batched(greedy, 4)(records(4)))) == 4
+    assert len(alive) == 7
+
+
+def test_opencv_says_in_its_own_words_that_memory_ran_out() -> None:
+    def greedy(record: Record) -> Record:
+        cv2.resize(record.image, (2**24, 2**24))
+        return record
+
+    assert [r.withheld for r in each(greedy)(records(1))] == ["out of memory"]
 
 
 def test_errors_that_concern_every_record_stop_the_run() -> None:

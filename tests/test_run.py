@@ -25,6 +25,7 @@ from anonymize.cli import main
 from anonymize.detectors import MTCNN
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.errors import ConfigError, ReleaseError
+from anonymize.generators import Mask
 from anonymize.images import read
 from anonymize.readers import Folder
 from anonymize.recipe import Recipe
@@ -401,6 +402,50 @@ def test_a_failing_generator_leaks_nothing(
     assert set(digests(tmp_path / "release")) == {"manifest.jsonl", "run.json"}
 
 
+class Moody(Mask):
+    """A generator that fails now and then, by no fault of the picture."""
+
+    error: Exception | None = None
+
+    def __call__(self, jobs):  # type: ignore[no-untyped-def]
+        if Moody.error is not None and any(job.seed % 2 for job in jobs):
+            raise Moody.error
+        return super().__call__(jobs)
+
+
+def test_what_failed_by_no_fault_of_the_picture_can_be_tried_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(dataset / "nobody" / "wall.png", np.full((80, 80, 3), 77, np.uint8))
+    recipe, release = Recipe(generator="test_run:Moody"), tmp_path / "release"
+    run(dataset, tmp_path / "calm", recipe, key=KEY)
+    monkeypatch.setattr(Moody, "error", MemoryError())
+    first = run(dataset, release, recipe, key=KEY)
+    assert set(first.reasons) == {"no face found", "out of memory"}
+    written = outputs(release)
+    monkeypatch.setattr(Moody, "error", ArithmeticError())
+    second = run(dataset, release, recipe, retry=True)
+    failed = first.reasons["out of memory"]
+    assert second.reasons == {"no face found": 1, "internal error (ArithmeticError)": failed}
+    assert outputs(release) == written
+    monkeypatch.setattr(Moody, "error", None)
+    assert run(dataset, release, recipe, resume=True) == second
+    result = invoke("run", dataset, release, "--generator", "test_run:Moody", "--retry")
+    assert result.exit_code == 0
+    assert digests(release) == digests(tmp_path / "calm")
+
+
+def test_only_finished_releases_that_can_grow_are_tried_again(
+    dataset: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(generator="mask", writer="webdataset")
+    run(dataset, tmp_path / "shards", recipe)
+    with pytest.raises(ReleaseError, match="can grow"):
+        run(dataset, tmp_path / "shards", recipe, retry=True)
+    assert invoke("run", dataset, tmp_path / "none", "--retry").exit_code == 1
+    assert invoke("run", dataset, tmp_path / "none", "--retry", "--resume").exit_code == 2
+
+
 @pytest.mark.parametrize("generator", ["blur", "pixelate", "mask"])
 def test_baselines_run_and_are_labelled(dataset: Path, tmp_path: Path, generator: str) -> None:
     result = invoke("run", dataset, tmp_path / "release", "--generator", generator)
@@ -511,6 +556,8 @@ def test_a_late_error_keeps_key_and_journal(
     state = State(private_folder(tmp_path / "release"))
     assert state.count("faces IS NOT NULL") == 9
     state.close()
+    with pytest.raises(ReleaseError, match="not finished"):
+        run(dataset, tmp_path / "release", retry=True)
     assert run(dataset, tmp_path / "release", resume=True).read == 9
 
 
