@@ -39,8 +39,8 @@ class Hub:
     It sees the crop without its region, so what it draws cannot hold the face. All that ties the
     pictures of one person together is the seed: the same starting noise and the same age in the
     prompt. That is weak, because what is drawn follows the context as well (`eval/bench/seeds.py`
-    measures it); look at `same-key` of `anonymize eval` before you publish labels. People are not kept apart either: nothing but
-    chance makes two of them differ.
+    measures it); look at `same-key` of `anonymize eval` before you publish labels. People are not
+    kept apart either: nothing but chance makes two of them differ.
 
     Args:
         model: folder of a checkpoint, or the name of one in the hub's cache.
