@@ -92,21 +92,20 @@ def backdrop(crop: Pixels, rng: np.random.Generator) -> Pixels:
         crop: (S, S, 3) uint8 RGB.
         rng: source of all randomness.
     """
-    size, wall = len(crop), np.zeros((len(crop) + 2, len(crop) + 2), np.uint8)
-    even = cv2.GaussianBlur(crop, (0, 0), 1)
+    size = len(crop)
+    even, flooded = cv2.GaussianBlur(crop, (0, 0), 1), np.zeros((size + 2, size + 2), np.uint8)
     for corner in ((1, 1), (size - 2, 1)):
-        cv2.floodFill(even, wall, corner, 0, (4,) * 3, (4,) * 3, cv2.FLOODFILL_MASK_ONLY | 1 << 8)
-    flat = wall[1:-1, 1:-1].astype(np.float32)
+        how = cv2.FLOODFILL_MASK_ONLY | 1 << 8
+        cv2.floodFill(even, flooded, corner, 0, (4,) * 3, (4,) * 3, how)
+    flat = flooded[1:-1, 1:-1].astype(np.float32)
     if not 0.08 < flat.mean() < 0.6 or flat[size // 3 : -size // 3, size // 3 : -size // 3].any():
         return crop
-    soft = cv2.GaussianBlur(flat, (0, 0), 1)[..., None]
     image = crop.astype(np.float32) / 255
     if rng.random() < 0.5:
         image = image ** np.float32(np.exp(rng.normal(0.2, 0.4)))
     coarse = rng.uniform(0, 1, (1, 1, 3)) + rng.normal(0, 0.2, (rng.integers(1, 6),) * 2 + (3,))
     wall = cv2.resize(coarse.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
-    mixed = image * (1 - soft) + np.clip(wall.reshape(size, size, 3), 0, 1) * soft
-    return np.asarray((mixed * 255).round(), np.uint8)
+    return _covered(image, wall.reshape(size, size, 3), flat, 1)
 
 
 def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
@@ -126,7 +125,6 @@ def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
     brim = rng.uniform(0.65, 1) + rng.normal(0, 0.15) * wide**2 + rng.normal(0, 0.08) * wide
     dome = (wide / rng.uniform(1.2, 1.7)) ** 2 + (high / rng.uniform(1.5, 2.4)) ** 2 < 1
     shape = ((high > brim) & dome).astype(np.float32)
-    soft = cv2.GaussianBlur(shape, (0, 0), 0.7)[..., None]
     shade = 1 - rng.uniform(0, 0.4) * np.exp(
         -((high - brim) ** 2) / rng.uniform(0.01, 0.08) - wide**4
     )
@@ -134,7 +132,13 @@ def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
     cloth = colour * (0.8 + 0.3 * np.tanh(high - 1))[..., None] * shade[..., None]
     cloth = cloth + rng.normal(0, 0.02, (size, size, 1))
     below = crop / np.float32(255) * (1 - (1 - shade) * (high < brim))[..., None]
-    mixed = below * (1 - soft) + np.clip(cloth, 0, 1) * soft
+    return _covered(below, cloth, shape, 0.7)
+
+
+def _covered(image: Floats, cover: Floats, shape: Floats, sigma: float) -> Pixels:
+    """An image (S, S, 3) in 0..1 with a cover where a shape (S, S) is 1, edges blurred."""
+    soft = cv2.GaussianBlur(shape, (0, 0), sigma)[..., None]
+    mixed = image * (1 - soft) + np.clip(cover, 0, 1) * soft
     return np.asarray((np.clip(mixed, 0, 1) * 255).round(), np.uint8)
 
 

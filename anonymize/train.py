@@ -257,12 +257,10 @@ def _held(output: Tensor, landmarks: Tensor) -> Tensor:
     photograph they look like dirt.
     """
     eyes, mouth = landmarks[:, :2].mean(1), landmarks[:, 3:].mean(1)
-    down = mouth - eyes
+    down = (mouth - eyes) / (mouth - eyes).square().sum(1, keepdim=True)
     axis = torch.arange(output.shape[-1], device=output.device, dtype=down.dtype)
-    x, y = axis[None, None, :] - eyes[:, 0, None, None], axis[:, None] - eyes[:, 1, None, None]
-    along = (x * down[:, 0, None, None] + y * down[:, 1, None, None]) / down.square().sum(1)[
-        :, None, None
-    ]
+    x, y = (down[:, i, None] * (axis - eyes[:, i, None]) for i in (0, 1))
+    along = y[:, :, None] + x[:, None, :]
     return torch.where((along < BROW)[:, None], output.detach(), output)
 
 
