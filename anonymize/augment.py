@@ -41,8 +41,10 @@ def augment(
         crop, points = crop[:, ::-1], np.array([size - 1, 0]) + points[MIRRORED] * (-1, 1)
     if rng.random() < 0.2:
         crop = backdrop(crop, rng)
-    if rng.random() < 0.05:
+    if rng.random() < 0.08:
         crop = cap(crop, points, rng)
+    if rng.random() < 0.1:
+        crop = collar(crop, points, rng)
     if rng.random() < 0.8:
         crop = _capture(_light(crop.astype(np.float32) / 255, rng), rng)
     return np.ascontiguousarray(crop, np.uint8), points.astype(np.float32)
@@ -109,30 +111,60 @@ def backdrop(crop: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
-    """Draws something opaque over hair and the upper forehead, as caps, scarves and helmets are.
+    """Draws something opaque over hair and the upper forehead: a cap, a scarf, or only a band.
 
     Args:
         crop: (S, S, 3) uint8 RGB.
         landmarks: (5, 2) pixels.
         rng: source of all randomness.
     """
-    size, eyes, mouth = len(crop), landmarks[:2].mean(0), landmarks[3:].mean(0)
+    wide, high = _upright(len(crop), landmarks)
+    brim = rng.uniform(0.65, 1) + rng.normal(0, 0.15) * wide**2 + rng.normal(0, 0.08) * wide
+    shape = (wide / rng.uniform(1.2, 1.7)) ** 2 + (high / rng.uniform(1.5, 2.4)) ** 2 < 1
+    shape &= high > brim
+    if rng.random() < 0.3:
+        shape &= high < brim + rng.uniform(0.15, 0.5)
+    shade = 1 - rng.uniform(0, 0.4) * np.exp(
+        -((high - brim) ** 2) / rng.uniform(0.01, 0.08) - wide**4
+    )
+    cloth = _cloth(0.8 + 0.3 * np.tanh(high - 1), rng) * shade[..., None]
+    below = crop / np.float32(255) * (1 - (1 - shade) * (high < brim))[..., None]
+    return _covered(below, cloth, shape.astype(np.float32), 0.7)
+
+
+def collar(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
+    """Draws something opaque over the neck, up to the chin or the jaw: collars, scarves, ruffs.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB.
+        landmarks: (5, 2) pixels.
+        rng: source of all randomness.
+    """
+    wide, high = _upright(len(crop), landmarks)
+    rise, tilt = rng.normal(0.1, 0.15), rng.normal(0, 0.15)
+    edge = -rng.uniform(1.75, 2.3) + rise * wide**2 + tilt * wide
+    shape = (high < edge) & (np.abs(wide) < rng.uniform(0.9, 3))
+    fold = 1 - rng.uniform(0, 0.4) * np.exp(-((high - edge) ** 2) / rng.uniform(0.01, 0.1))
+    cloth = _cloth(1 + 0.1 * np.sin(wide * rng.uniform(0, 12)), rng) * fold[..., None]
+    return _covered(crop / np.float32(255), cloth, shape.astype(np.float32), 0.7)
+
+
+def _upright(size: int, landmarks: Floats) -> tuple[Floats, Floats]:
+    """How far crop pixels lie to the side of the eyes and above them, by the way to the mouth."""
+    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
     length = max(float(np.linalg.norm(mouth - eyes)), 1.0)
     up = (eyes - mouth) / length
     y, x = np.mgrid[:size, :size]
     high = ((x - eyes[0]) * up[0] + (y - eyes[1]) * up[1]) / length
     wide = ((x - eyes[0]) * -up[1] + (y - eyes[1]) * up[0]) / length
-    brim = rng.uniform(0.65, 1) + rng.normal(0, 0.15) * wide**2 + rng.normal(0, 0.08) * wide
-    dome = (wide / rng.uniform(1.2, 1.7)) ** 2 + (high / rng.uniform(1.5, 2.4)) ** 2 < 1
-    shape = ((high > brim) & dome).astype(np.float32)
-    shade = 1 - rng.uniform(0, 0.4) * np.exp(
-        -((high - brim) ** 2) / rng.uniform(0.01, 0.08) - wide**4
-    )
+    return wide, high
+
+
+def _cloth(shade: Floats, rng: np.random.Generator) -> Floats:
+    """Cloth (S, S, 3) of one colour, about 0..1, by its light (S, S)."""
     colour = rng.uniform(0, 1) + rng.uniform(0, 0.6) * (rng.uniform(0, 1, 3) - 0.5)
-    cloth = colour * (0.8 + 0.3 * np.tanh(high - 1))[..., None] * shade[..., None]
-    cloth = cloth + rng.normal(0, 0.02, (size, size, 1))
-    below = crop / np.float32(255) * (1 - (1 - shade) * (high < brim))[..., None]
-    return _covered(below, cloth, shape, 0.7)
+    cloth = colour * shade[..., None] + rng.normal(0, 0.02, (*shade.shape, 1))
+    return np.asarray(cloth, np.float32)
 
 
 def _covered(image: Floats, cover: Floats, shape: Floats, sigma: float) -> Pixels:

@@ -10,6 +10,7 @@ from functools import lru_cache
 import joblib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anonymize.devices import tuned
@@ -17,6 +18,9 @@ from anonymize.packages import package_file
 
 CELL = 12
 """Side of what the first network looks at, in pixels of a level."""
+
+LANES = 16
+"""Numbers in a vector of AVX-512."""
 
 FACTOR = 0.709
 """From one level's scale to the next."""
@@ -120,6 +124,7 @@ def _network(name: str, between: Sequence[nn.Module], device: str) -> nn.Sequent
     """
     stored = joblib.load(package_file("mtcnn", f"assets/weights/{name}.lz4"))
     tensors = [torch.from_numpy(np.array(array, np.float32)) for array in stored]
+    _widen(tensors)
     parts: list[nn.Module] = []
     for index, after in enumerate(between):
         weight, bias, slope = tensors[3 * index : 3 * index + 3]
@@ -131,6 +136,16 @@ def _network(name: str, between: Sequence[nn.Module], device: str) -> nn.Sequent
     network = nn.Sequential(*parts)
     tuned(network, device)
     return network
+
+
+def _widen(tensors: list[Tensor]) -> None:
+    """Gives the first layer channels of zeros, up to a multiple of what CPUs compute at once.
+
+    Others have such a number already. Pooling P-Net's 10 channels would take longer than 16.
+    """
+    more = -tensors[0].shape[3] % LANES
+    tensors[:3] = (F.pad(tensor, (0, more)) for tensor in tensors[:3])
+    tensors[3] = F.pad(tensors[3], (0, 0, 0, more))
 
 
 def _layer(weight: Tensor, bias: Tensor) -> nn.Module:

@@ -73,28 +73,30 @@ def tuned(network: nn.Module, device: str, bf16: bool = False) -> nn.Module:
     Args:
         network: what it computes stays the same but for the last bits; gradients are lost on CPUs.
         device: a torch device type.
-        bf16: let convolutions multiply in bfloat16 (and add in float32) where the CPU can: for
-            networks that draw, not for those whose numbers are compared with thresholds.
+        bf16: compute in bfloat16 where the CPU can, and let the caller see that by the dtype of
+            the weights: for networks that draw, not for those whose numbers are compared with
+            thresholds.
     """
     network.to(device).eval().requires_grad_(False)
     if device == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        able = torch.cpu.get_capabilities().get("avx512_bf16", False)
-        _pack(network, torch.bfloat16 if bf16 and able else torch.float32)
+        if bf16 and torch.cpu.get_capabilities().get("avx512_bf16", False):
+            network.bfloat16()
+        _pack(network)
     return network
 
 
-def _pack(network: nn.Module, dtype: torch.dtype) -> None:
+def _pack(network: nn.Module) -> None:
     """Replaces convolutions, with the ReLU that follows them in a sequence, by packed ones."""
     before: nn.Module | None = None
     for name, child in list(network.named_children()):
         if isinstance(child, nn.Conv2d):
-            child = PackedConv2d(child, dtype)
+            child = PackedConv2d(child)
             setattr(network, name, child)
         elif isinstance(before, PackedConv2d) and isinstance(child, nn.ReLU):
             before.after = "relu"
             setattr(network, name, nn.Identity())
         else:
-            _pack(child, dtype)
+            _pack(child)
         before = child if isinstance(network, nn.Sequential) else None
 
 
@@ -107,16 +109,15 @@ class PackedConv2d(nn.Module):
     chosen by shape alone, so what was kept or forgotten never shows in a result.
 
     Args:
-        plain: the convolution, padded with zeros.
-        dtype: what it multiplies in; input and output are float32 all the same.
+        plain: the convolution, padded with zeros; inputs have the dtype of its weights.
     """
 
     SHAPES = 8
 
-    def __init__(self, plain: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__()
-        self.weight, self.after = plain.weight.detach().to(dtype), "none"
-        self.bias = None if plain.bias is None else plain.bias.detach().to(dtype)
+        self.weight, self.after = plain.weight.detach(), "none"
+        self.bias = None if plain.bias is None else plain.bias.detach()
         shape = (plain.padding, plain.stride, plain.dilation)
         self._options = (*(list(map(int, part)) for part in shape), plain.groups)
         self._packed = lru_cache(self.SHAPES)(self._pack)
@@ -128,9 +129,9 @@ class PackedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, D, H', W'), channels last in memory."""
-        x = x.to(self.weight.dtype, memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
         convolve = torch.ops.mkldnn._convolution_pointwise
         out: Tensor = convolve(
             x, self._packed(x.shape), self.bias, *self._options, self.after, [], ""
         )
-        return out.float()
+        return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -128,6 +129,13 @@ class Inpaint:
             tuned(getattr(self._pipeline, part), device, bf16=True)
         self.prior = self._pipeline.prior
         self.size, self.steps, self.device = CROP_SIZE, steps, device
+
+    @property
+    def draft(self) -> Inpaint:
+        """The same in one step, which shows who it will be."""
+        quick = copy(self)
+        quick.steps = 1
+        return quick
 
     def context(self, jobs: Sequence[Job]) -> Any:
         """(N, 7, S, S) float32 torch tensor of what the network may see of the jobs."""

@@ -129,10 +129,11 @@ def predict(
         context: (N, 7, S, S).
         code: (N, 128).
     """
+    noisy, context, code = (x.to(adapter.dtype) for x in (noisy, context, code))
     embedding = adapter.encode(code)
     features = unet(adapter.fold(noisy, context), step, class_labels=embedding).sample
     out: Tensor = adapter(features, noisy, context, embedding)
-    return out
+    return out.float()
 
 
 def contexts(crops: Tensor, masks: Tensor, heats: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class Worker:
         )
         self.generator = load_generator(recipe, device)
         self._auditor = registry.load("detector", recipe.auditor, device, **recipe.auditor_options)
-        self._embedder = DlibEmbedder(device)
+        self._embedder = DlibEmbedder(device, bf16=True)
         self._reader = open_source(setting.source, recipe.reader, **recipe.reader_options)
 
     def work(self, phase: Phase, tasks: Sequence[Task]) -> list[Record]:
@@ -107,9 +107,10 @@ class Worker:
             return [each(self._survey())]
         if phase == "learn":
             return [each(self._aligned)]
-        replace = self._replace(tasks)
         if phase == "cast":
-            return [each(_unlike(replace))]
+            drafts = getattr(self.generator, "draft", self.generator)
+            return [each(_unlike(self._replace(tasks, drafts)))]
+        replace = self._replace(tasks, self.generator)
         crop = [each(self._head)] if self._setting.recipe.crop else []
         return [batched(replace, len(tasks)), *crop]
 
@@ -122,14 +123,16 @@ class Worker:
     def _aligned(self, record: Record) -> Record:
         return record.but(faces=(align(record.image, record.faces[0], self.generator.size),))
 
-    def _replace(self, tasks: Sequence[Task]) -> Replace:
+    def _replace(self, tasks: Sequence[Task], generator: Any) -> Replace:
+        finder = getattr(self._detector, "finder", self._detector)
         return Replace(
-            generator=self.generator,
+            generator=generator,
             region=self._setting.recipe.region,
             key=self._setting.key,
             codes=_by_identity(tasks, "code").__getitem__,
             templates=_by_identity(tasks, "template").__getitem__,
-            detector=getattr(self._detector, "finder", self._detector),
+            detector=finder,
+            searched=finder is self._detector,
             auditor=self._auditor,
             embedder=self._embedder,
             encode=self._encode,

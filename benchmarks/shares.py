@@ -86,7 +86,7 @@ def _stages(spent: Spent) -> tuple[Callable[..., Any], Callable[..., Any]]:
     code = invent(generator.prior, key, {"person": None})["person"].code
     survey = stages.Survey(
         Timed(spent, "survey: MTCNN", MTCNN()),
-        Timed(spent, "survey: recogniser", DlibEmbedder()),  # type: ignore[arg-type]
+        Timed(spent, "survey: recogniser", DlibEmbedder(bf16=True)),  # type: ignore[arg-type]
         spent.timed("survey: cell", generator.cells),
         generator.size,
         "face",
@@ -98,8 +98,9 @@ def _stages(spent: Spent) -> tuple[Callable[..., Any], Callable[..., Any]]:
         codes=lambda _: code,
         templates=lambda _: np.zeros(128, np.float32),
         detector=Timed(spent, "audit: MTCNN", MTCNN()),
+        searched=True,
         auditor=Timed(spent, "audit: CenterFace", CenterFace()),
-        embedder=Timed(spent, "verify: recogniser", DlibEmbedder()),  # type: ignore[arg-type]
+        embedder=Timed(spent, "verify: recogniser", DlibEmbedder(bf16=True)),  # type: ignore[arg-type]
         encode=spent.timed("encode", encode),
     )
     return survey, replace

@@ -11,7 +11,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,7 +44,11 @@ class Clock:
 System: TypeAlias = Callable[[Path, Sequence[Path], Path, int, Clock], float]
 
 
-def ours(generator: str) -> System:
+CROPS = 112
+"""Side of aligned crops; pictures of this size are taken for such."""
+
+
+def ours(generator: str, **options: Any) -> System:
     """The whole of `anonymize run`: survey, casting, replacing, audit, verification, writing."""
 
     def system(source: Path, paths: Sequence[Path], out: Path, workers: int, clock: Clock) -> float:
@@ -56,10 +60,12 @@ def ours(generator: str) -> System:
                 started.append(True)
                 clock.start()
 
+        crops = read(paths[0]).shape[:2] == (CROPS, CROPS)
+        recipe = Recipe(generator=generator, generator_options=options)
         made = run(
             source,
             out / "release",
-            Recipe(generator=generator),
+            replace(recipe, detector="aligned") if crops else recipe,
             workers=workers,
             progress=progress,
         )
@@ -155,6 +161,7 @@ def diffusion(source: Path, paths: Sequence[Path], out: Path, workers: int, cloc
 
 SYSTEMS: dict[str, System] = {
     "anonymize inpaint": ours("inpaint"),
+    "inpaint in 1 step": ours("inpaint", steps=1),
     "anonymize blur": ours("blur"),
     "deface blur": deface_blur,
     "decode and encode": floor,

@@ -4,8 +4,9 @@
     python benchmarks/throughput.py --crops [...]
     python benchmarks/throughput.py --memory [--json]
 
-SRC is a folder of pictures, or of folders of them. Systems take turns for some rounds, each in a
-process of its own, so that whatever else the machine does hits all alike; the best round counts.
+SRC is a folder of pictures, or of folders of them, one for each person; people are drawn at random.
+Systems take turns for some rounds, each in a process of its own, so that whatever else the machine
+does hits all alike; the best round counts.
 Start-up is left out of images per second and CPU seconds, and part of the peak memory.
 `--crops` cuts generated people to aligned 112 px crops and takes those instead of SRC.
 `--memory` runs 200 and 2,000 small generated pictures: peak memory should not follow their number.
@@ -15,19 +16,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from systems import STEPS, SYSTEMS, Clock
+from systems import CROPS, STEPS, SYSTEMS, Clock
 
 from anonymize.aligners import ARCFACE, similarity, warp
 from anonymize.detectors import MTCNN
@@ -45,12 +48,16 @@ def below(folder: Path) -> list[Path]:
 
 
 def chosen(source: Path, limit: int, target: Path) -> None:
-    """Copies a random choice of pictures, with the folders that name their people."""
-    paths = below(source)
-    for index in np.random.default_rng(0).permutation(len(paths))[:limit]:
-        copy = target / paths[index].relative_to(source)
+    """Copies all pictures of people drawn at random, until there are enough."""
+    people = defaultdict[Path, list[Path]](list)
+    for path in below(source):
+        people[path.parent].append(path)
+    order = np.random.default_rng(0).permutation(len(people))
+    paths = [path for index in order for path in list(people.values())[index]]
+    for path in paths[:limit]:
+        copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(paths[index].read_bytes())
+        copy.write_bytes(path.read_bytes())
 
 
 def generated(count: int, side: int, target: Path) -> None:
@@ -131,7 +138,7 @@ def report(source: Path, args: argparse.Namespace) -> dict[str, Any]:
         "workers": args.workers,
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "torch": torch.__version__},
         **best,
-        "ratio_to_deface": rates[OURS] / rates[THEIRS] if {OURS, THEIRS} <= rates.keys() else None,
+        "ratio_to_deface": {s: r / rates[THEIRS] for s, r in rates.items() if THEIRS in rates},
         "rounds": rounds,
         "milliseconds_per_image": shares(some, args.rounds),
         "operations_per_image": work,
@@ -153,14 +160,13 @@ def _cpu() -> str:
 def table(found: dict[str, Any]) -> str:
     """The report for people."""
     lines = [f"{found['images']} pictures, {found['workers']} threads, {found['machine']['cpu']}"]
-    lines.append(f"{'':20}{'images/s':>10}{'CPU s/image':>13}{'peak MiB':>10}")
+    lines.append(f"{'':20}{'images/s':>10}{'to deface':>11}{'CPU s/image':>13}{'peak MiB':>10}")
     for system, rate in found["images_per_second"].items():
         cpu, peak = found["cpu_seconds_per_image"][system], found["peak_mib"][system]
-        lines.append(f"{system:20}{rate:10.3g}{cpu:13.3g}{peak:10.0f}")
+        ratio = f"{found['ratio_to_deface'].get(system, math.nan):.2f}"
+        lines.append(f"{system:20}{rate:10.3g}{ratio:>11}{cpu:13.3g}{peak:10.0f}")
     if "diffusion" in found["images_per_second"]:
         lines.append(f"diffusion: one step measured, {STEPS} extrapolated")
-    if found["ratio_to_deface"]:
-        lines.append(f"{found['ratio_to_deface']:.2f} times as fast as {THEIRS}")
     spent = found["milliseconds_per_image"]
     lines += [
         f"{value:8.1f} ms {100 * value / sum(spent.values()):5.1f} %  {name}"
@@ -179,7 +185,7 @@ def memory(workers: int, counts: Sequence[int] = (200, 2000)) -> dict[str, Any]:
     peaks = {}
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
-            generated(count, 64, Path(folder))
+            generated(count, CROPS, Path(folder))
             peaks[str(count)] = apart(OURS, Path(folder), workers)["peak_mib"]
     first, last = peaks[str(counts[0])], peaks[str(counts[-1])]
     return {"schema": 1, "peak_mib": peaks, "growth": last / first}
@@ -210,7 +216,7 @@ def main() -> None:
             parser.error("expected SRC, --crops or --memory")
         with tempfile.TemporaryDirectory() as folder:
             if args.crops:
-                generated(args.limit, 112, Path(folder))
+                generated(args.limit, CROPS, Path(folder))
             else:
                 chosen(args.src, args.limit, Path(folder))
             found = report(Path(folder), args)

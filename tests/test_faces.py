@@ -211,6 +211,13 @@ def test_embeddings_do_not_depend_on_the_batch(people: Path) -> None:
     assert embedder([]).shape == (0, 128)
 
 
+def test_bfloat16_hardly_moves_distances(people: Path) -> None:
+    chips = [chip(i, MTCNN()([i])[0][0].landmarks) for i in photographs(people, 12)]
+    exact, quick = DlibEmbedder()(chips), DlibEmbedder(bf16=True)(chips)
+    apart = [np.linalg.norm(e[:, None] - e[None], axis=2) for e in (exact, quick)]
+    assert np.abs(apart[0] - apart[1]).max() < 0.01
+
+
 def test_deepface_dlib_gives_dlibs_embeddings(
     people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

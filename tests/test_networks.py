@@ -49,9 +49,12 @@ def test_packed_convolutions_equal_plain_ones(plain: nn.Conv2d) -> None:
 def test_bfloat16_stays_within_its_precision() -> None:
     plain, x = nn.Conv2d(64, 32, 3, padding=1), torch.randn(1, 64, 16, 16)
     expected = plain(x).detach()
-    found = tuned(nn.Sequential(plain), "cpu", bf16=True)(x)
-    assert found.dtype == torch.float32
-    # two factors of 8 bits each; errors of 576 products partly cancel
+    network = tuned(nn.Sequential(plain), "cpu", bf16=True)
+    dtype = network[0].weight.dtype  # type: ignore[index, union-attr]
+    found = network(x.to(dtype))
+    assert found.dtype == dtype
+    found = found.float()
+    # factors and result of 8 bits each; errors of 576 products partly cancel
     assert torch.allclose(found, expected, atol=0.01 * float(expected.std()) + 1e-6, rtol=0.01)
 
 

@@ -871,3 +871,35 @@ def test_a_full_disk_loses_nothing(
     run(dataset, tmp_path / "release", recipe, resume=True)
     assert not list(problems(tmp_path / "release"))
     assert len(outputs(tmp_path / "release")) == 9
+
+
+def test_outputs_are_searched_as_far_as_something_changed(people: Path) -> None:
+    """A detector that knew the source looks for large faces, and where faces were drawn only."""
+    from typing import cast
+
+    from anonymize.stages import Replace
+
+    image = read(sorted(people.rglob("*.jpg"))[0])
+    seen: list[int] = []
+
+    class Watched(MTCNN):
+        def __call__(self, images):  # type: ignore[no-untyped-def]
+            seen.append(images[0].shape[0])
+            return super().__call__(images)
+
+    def find(searched: bool, baseline: bool) -> tuple[Any, ...]:
+        parts: dict[str, Any] = dict.fromkeys(Replace.__slots__)
+        generator = type("Drawn", (Mask,), {"baseline": baseline})()
+        parts |= {"detector": Watched(), "searched": searched, "generator": generator}
+        return Replace(**parts)._find(large, known)
+
+    large = cast(Pixels, np.asarray(Image.fromarray(image).resize((600, 600))))
+    known = MTCNN()([large])[0]
+    (whole,), (shrunk,) = find(False, False), find(True, False)
+    assert find(True, True) == ()
+    assert len(find(False, True)) == 1
+    assert seen[0] == seen[2] == 600
+    assert seen[1] < 300
+    eyes = np.linalg.norm(whole.landmarks[0] - whole.landmarks[1])
+    assert np.abs(shrunk.landmarks - whole.landmarks).max() < 0.08 * eyes
+    assert np.abs(shrunk.box - whole.box).max() < 0.15 * np.ptp(whole.box)
