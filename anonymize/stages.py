@@ -16,7 +16,6 @@ from anonymize.aligners import (
     move,
     radius,
     reach,
-    shrink,
     similarity,
 )
 from anonymize.blenders import blend, overlay
@@ -33,9 +32,6 @@ MATCH_FMR = 1e-3
 
 LIKE_FMR = 1e-2
 """The same for outputs and the template of their source's person."""
-
-LARGE = 60
-"""Height in pixels at which a detector loses nothing of a face."""
 
 CAST_FMR = 5e-2
 """The same for drafts of a new person, before any picture is made: that person is drawn again."""
@@ -212,31 +208,21 @@ class Replace:
         """Looks for faces in an output as it would be published."""
         encoded = self.encode(output)
         seen = decode(encoded)
-        found, faces = self._find(seen, record.faces), list(record.faces)
+        found, faces = self._find(seen), list(record.faces)
         for face in (*found, *self.auditor([seen])[0]):
             if not any(self._covers(known, _middle(face)) for known in faces):
                 faces.append(face.but(subject=False))
         return _Look(record.but(faces=tuple(faces)), output, encoded, seen, found)
 
-    def _find(self, image: Pixels, known: Sequence[Face]) -> tuple[Face, ...]:
+    def _find(self, image: Pixels) -> tuple[Face, ...]:
         """The faces of an output by the first detector.
 
-        If it has seen the source, too, it need not be asked again what lies outside regions, where
-        nothing changed: it searches a copy shrunk as far as all known faces stay large, and nothing
-        where no face was drawn.
+        Baselines have no new faces to verify; the auditor alone looks for faces that this detector
+        missed in the source, where it has seen that.
         """
-        scale = LARGE / min(float(np.ptp(face.box[1::2])) for face in known)
         if self.searched and self.generator.baseline:
             return ()
-        if scale >= 1 or not self.searched:
-            return self.detector([image])[0]
-        small, back = shrink(image, scale)
-        return tuple(
-            face.but(
-                box=move(face.box.reshape(2, 2), back).ravel(), landmarks=move(face.landmarks, back)
-            )
-            for face in self.detector([small])[0]
-        )
+        return self.detector([image])[0]
 
     def _covers(self, face: Face, point: Floats) -> bool:
         """Whether a point of the picture lies in the region of a face."""

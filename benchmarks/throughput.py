@@ -9,7 +9,7 @@ Systems take turns for some rounds, each in a process of its own, so that whatev
 does hits all alike; the best round counts.
 Start-up is left out of images per second and CPU seconds, and part of the peak memory.
 `--crops` cuts generated people to aligned 112 px crops and takes those instead of SRC.
-`--memory` runs 200 and 2,000 small generated pictures: peak memory should not follow their number.
+`--memory` runs 1,000 and 20,000 such crops: peak memory should not follow their number.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def memory(workers: int, counts: Sequence[int] = (200, 2000)) -> dict[str, Any]:
+def memory(workers: int, counts: Sequence[int] = (1000, 20_000)) -> dict[str, Any]:
     """Peak memory of runs over different numbers of pictures."""
     peaks = {}
     for count in counts:

@@ -873,33 +873,21 @@ def test_a_full_disk_loses_nothing(
     assert len(outputs(tmp_path / "release")) == 9
 
 
-def test_outputs_are_searched_as_far_as_something_changed(people: Path) -> None:
-    """A detector that knew the source looks for large faces, and where faces were drawn only."""
-    from typing import cast
-
-    from anonymize.stages import Replace
-
-    image = read(sorted(people.rglob("*.jpg"))[0])
-    seen: list[int] = []
-
-    class Watched(MTCNN):
-        def __call__(self, images):  # type: ignore[no-untyped-def]
-            seen.append(images[0].shape[0])
-            return super().__call__(images)
-
-    def find(searched: bool, baseline: bool) -> tuple[Any, ...]:
-        parts: dict[str, Any] = dict.fromkeys(Replace.__slots__)
-        generator = type("Drawn", (Mask,), {"baseline": baseline})()
-        parts |= {"detector": Watched(), "searched": searched, "generator": generator}
-        return Replace(**parts)._find(large, known)
-
-    large = cast(Pixels, np.asarray(Image.fromarray(image).resize((600, 600))))
-    known = MTCNN()([large])[0]
-    (whole,), (shrunk,) = find(False, False), find(True, False)
-    assert find(True, True) == ()
-    assert len(find(False, True)) == 1
-    assert seen[0] == seen[2] == 600
-    assert seen[1] < 300
-    eyes = np.linalg.norm(whole.landmarks[0] - whole.landmarks[1])
-    assert np.abs(shrunk.landmarks - whole.landmarks).max() < 0.08 * eyes
-    assert np.abs(shrunk.box - whole.box).max() < 0.15 * np.ptp(whole.box)
+@pytest.mark.parametrize(
+    ("generator", "detector", "looks"),
+    [("inpaint", "mtcnn", 2), ("blur", "mtcnn", 1), ("blur", "aligned", 1)],
+)
+def test_the_first_detector_looks_twice_where_there_is_something_new(
+    generator: str,
+    detector: str,
+    looks: int,
+    portrait: Pixels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save(tmp_path / "people" / "someone" / "a.png", portrait)
+    seen, search = [], MTCNN.__call__
+    monkeypatch.setattr(MTCNN, "__call__", lambda *a: seen.append(1) or search(*a))
+    recipe = Recipe(generator=generator, detector=detector)
+    assert run(tmp_path / "people", tmp_path / "release", recipe, key=KEY).read == 1
+    assert len(seen) == looks
