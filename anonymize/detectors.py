@@ -13,13 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anonymize.cascade import CELL, Level, finisher, proposer, pyramid, refiner
-from anonymize.devices import tuned
+from anonymize.devices import CPU_BATCH, grouped, invariant, tuned
 from anonymize.onnx_graph import Graph
 from anonymize.packages import package_file
 from anonymize.record import Face, Floats, Pixels
 
 BLANK = 128
 """What is seen where there is no picture; networks take it for zero, nearly."""
+
+
+SMALL = 128 * 128
+"""Pixels of a picture up to which calling a network costs more than what it computes."""
 
 
 class Detector(Protocol):
@@ -256,18 +260,32 @@ class CenterFace:
         self._network = tuned(graph, device, bf16=True)
         self._dtype = next(self._network.parameters()).dtype
 
-    @torch.inference_mode()
     def __call__(self, images: Sequence[Pixels]) -> list[tuple[Face, ...]]:
-        return [self._detect(image) for image in images]
+        """See `Detector`."""
+        return grouped(self._search, images, [self._shape(image) for image in images])
 
-    def _detect(self, image: Pixels) -> tuple[Face, ...]:
+    def _search(self, images: Sequence[Pixels], shape: tuple[int, int]) -> list[tuple[Face, ...]]:
+        pixels = np.stack([_resize(image, *shape) for image in images])
+        batch = CPU_BATCH if shape[0] * shape[1] <= SMALL else 1
+        maps = invariant(self._maps, _tensor(pixels, self.device), device=self.device, batch=batch)
+        return [self._faces(one, i.shape) for one, i in zip(maps.numpy(), images, strict=True)]
+
+    def _shape(self, image: Pixels) -> tuple[int, int]:
+        """Rows and columns in which a picture is searched."""
         height, width = image.shape[:2]
         scale = min(1.0, self.max_side / max(height, width))
         rows, columns = (max(32, -(-round(side * scale) // 32) * 32) for side in (height, width))
-        x = _tensor(_resize(image, rows, columns), self.device).to(self._dtype)
-        heat, size, offset, marks = (t[0].float().cpu().numpy() for t in self._network(x))
+        return rows, columns
+
+    def _maps(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 15, H / 4, W / 4): heat, size, offset, landmarks."""
+        return torch.cat(self._network(x.to(self._dtype)), 1).float()
+
+    def _faces(self, maps: Floats, shape: tuple[int, ...]) -> tuple[Face, ...]:
+        """What the maps (15, H, W) show of a picture, best score first."""
+        heat, size, offset, marks = np.split(maps, (1, 3, 5))
         at = np.nonzero(heat[0] > self.threshold)
-        ratio = np.array([width / columns, height / rows], np.float32)
+        ratio = np.array(shape[1::-1], np.float32) / (4 * np.array(heat.shape[:0:-1], np.float32))
         boxes, points = _decoded(
             np.stack(at[::-1], 1), *(m[:, *at].T for m in (size, offset, marks))
         )

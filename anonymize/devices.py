@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import cv2
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 
 from anonymize.errors import ConfigError
 
-CUDA_BATCH = 32
+A = TypeVar("A")
+B = TypeVar("B")
+K = TypeVar("K", bound=Hashable)
+
+CUDA_BATCH, CPU_BATCH = 32, 4
+"""Samples in a call. On a CPU, that many of what every picture has; what few have goes alone."""
 
 
 def choose(name: str = "auto") -> str:
@@ -42,22 +48,24 @@ def single_threaded() -> None:
 
 
 @torch.inference_mode()
-def invariant(network: Callable[..., Tensor], *inputs: Tensor, device: str) -> Tensor:
+def invariant(
+    network: Callable[..., Tensor], *inputs: Tensor, device: str, batch: int = 1
+) -> Tensor:
     """Applies a network to a batch with the same bytes whatever the batch.
 
     Convolution kernels choose their order of summation by shape, so the same sample differs in its
-    last bits between batch sizes. Here every call has one shape: a single sample on the CPU (where
-    threads work on different images), a batch filled up to `CUDA_BATCH` on a GPU.
+    last bits between batch sizes. Here every call has one shape: a batch that is filled up.
 
     Args:
         network: takes tensors (N, ...) and returns one (N, ...).
         inputs: tensors (N, ...) of equal N.
-        device: a torch device type.
+        device: a torch device type; on a GPU the batch is of `CUDA_BATCH`.
+        batch: how many go together on a CPU. It may depend on a sample, never on the others.
 
     Returns:
         (N, ...) on the CPU.
     """
-    size = CUDA_BATCH if device == "cuda" else 1
+    size = CUDA_BATCH if device == "cuda" else batch
     parts = []
     for start in range(0, len(inputs[0]), size):
         group = [tensor[start : start + size].to(device) for tensor in inputs]
@@ -65,6 +73,24 @@ def invariant(network: Callable[..., Tensor], *inputs: Tensor, device: str) -> T
         full = [torch.cat([t, t[:1].expand(size - count, *t.shape[1:])]) for t in group]
         parts.append(network(*full)[:count].cpu())
     return torch.cat(parts)
+
+
+def grouped(
+    step: Callable[[list[A], K], Sequence[B]], items: Sequence[A], kinds: Sequence[K]
+) -> list[B]:
+    """What `step` makes of all items of a kind together, in the order of the items.
+
+    Args:
+        step: takes items of one kind and the kind, and returns as many results.
+        items: to work on.
+        kinds: one for each; what an item itself decides, so that its result does not depend on
+            which others there are.
+    """
+    done = dict[int, B]()
+    for kind in dict.fromkeys(kinds):
+        which = [index for index, other in enumerate(kinds) if other == kind]
+        done |= zip(which, step([items[index] for index in which], kind), strict=True)
+    return [done[index] for index in range(len(items))]
 
 
 def tuned(network: nn.Module, device: str, bf16: bool = False) -> nn.Module:

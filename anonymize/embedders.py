@@ -238,11 +238,12 @@ class _DlibEmbedder:
         self.network = network.to(device)
         self._fast = tuned(deepcopy(network), device, bf16)  # `network` keeps its gradients
 
-    def __call__(self, chips: Sequence[Pixels]) -> Floats:
+    def __call__(self, chips: Sequence[Pixels], batch: int = 1) -> Floats:
+        """See `Embedder`; `batch` is that of `devices.invariant`."""
         if not chips:
             return np.zeros((0, 128), np.float32)
         pixels = torch.from_numpy(np.stack(chips)).permute(0, 3, 1, 2).float()
-        out = invariant(self._fast, pixels, device=self.device)
+        out = invariant(self._fast, pixels, device=self.device, batch=batch)
         return np.asarray(out.numpy(), np.float32)
 
 

@@ -156,12 +156,15 @@ class Inpaint:
         return np.asarray(logits.numpy(), np.float32)
 
     def __call__(self, jobs: Sequence[Job]) -> list[Pixels]:
+        from anonymize.devices import CPU_BATCH, grouped
+
+        return grouped(self._draw, jobs, [CPU_BATCH if job.person else 1 for job in jobs])
+
+    def _draw(self, jobs: Sequence[Job], batch: int) -> list[Pixels]:
         import torch
 
         from anonymize.devices import invariant
 
-        if not jobs:
-            return []
         shape = (3, self.size, self.size)
         noise = [np.random.default_rng(j.seed).standard_normal(shape, np.float32) for j in jobs]
         codes = np.stack([job.code for job in jobs if job.code is not None])
@@ -173,6 +176,7 @@ class Inpaint:
             torch.from_numpy(codes),
             torch.from_numpy(np.stack(noise)),
             device=self.device,
+            batch=batch,
         )
         pixels = ((drawn + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return list(np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy()))

@@ -24,9 +24,9 @@ from anonymize.pipeline import chunks
 from anonymize.readers import open_source
 from anonymize.recipe import Recipe
 from anonymize.record import Face, Floats, Record
-from anonymize.stages import job
+from anonymize.stages import RESEMBLES, job
 from anonymize.state import Input, Row, State, open_state
-from anonymize.work import NOTHING, RESEMBLES, Setting, Task, versions, weights
+from anonymize.work import NOTHING, Setting, Task, versions, weights
 from anonymize.writers import Writer, Written, place, sha256
 
 MANIFEST, RUN, LEARNT = "manifest.jsonl", "run.json", "learnt"

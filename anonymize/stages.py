@@ -20,8 +20,8 @@ from anonymize.aligners import (
 )
 from anonymize.blenders import blend, overlay
 from anonymize.detectors import Detector, by_subject
+from anonymize.devices import CPU_BATCH, grouped
 from anonymize.embedders import DlibEmbedder, chip
-from anonymize.errors import Withhold
 from anonymize.generators import GREY, Job
 from anonymize.identities import invent
 from anonymize.images import decode
@@ -32,6 +32,9 @@ MATCH_FMR = 1e-3
 
 LIKE_FMR = 1e-2
 """The same for outputs and the template of their source's person."""
+
+RESEMBLES = "the new person resembles the old one"
+"""Why a draft is withheld when people are cast."""
 
 CAST_FMR = 5e-2
 """The same for drafts of a new person, before any picture is made: that person is drawn again."""
@@ -56,25 +59,30 @@ class Survey:
     size: int
     region: str
 
-    def __call__(self, record: Record) -> Record:
-        """The record with its faces, subject first.
-
-        Raises:
-            Withhold: no face was found.
-        """
-        found = self.detector([record.image])[0]
-        if not found:
-            raise Withhold("no face found")
-        faces = by_subject(found, record.image.shape[:2])
+    def __call__(self, records: Sequence[Record]) -> list[Record]:
+        """The records with their faces, subject first, or withheld."""
+        found = self.detector([record.image for record in records])
+        seen = [
+            record.but(faces=by_subject(faces, record.image.shape[:2]))
+            for record, faces in zip(records, found, strict=True)
+        ]
         if self.embedder is not None:
-            embeddings = self.embedder([chip(record.image, face.landmarks) for face in faces])
-            pairs = zip(faces, embeddings, strict=True)
-            faces = tuple(face.but(embedding=embedding) for face, embedding in pairs)
-        if self.cells is not None and record.identity is not None:
-            subject = align(record.image, faces[0], self.size)
-            logits = self.cells([job(subject, self.region, False)])[0]
-            faces = (faces[0].but(logits=logits), *faces[1:])
-        return record.but(faces=faces)
+            faces = [(record.image, face) for record in seen for face in record.faces]
+            embedded = iter(_embeddings(self.embedder, faces))
+            seen = [
+                record.but(faces=tuple(f.but(embedding=next(embedded)) for f in record.faces))
+                for record in seen
+            ]
+        return [self._guessed(r) if r.faces else r.withhold("no face found") for r in seen]
+
+    def _guessed(self, record: Record) -> Record:
+        """The record with what its context suggests of its subject."""
+        if self.cells is None or record.identity is None:
+            return record
+        subject, *others = record.faces
+        aligned = align(record.image, subject, self.size)
+        logits = self.cells([job(aligned, self.region, False)])[0]
+        return record.but(faces=(subject.but(logits=logits), *others))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,20 +142,22 @@ class Replace:
             done[index] = record
         return done
 
-    def resembles(self, record: Record) -> bool:
-        """Whether the subject's new face, drawn into this picture, is like the person replaced.
+    def unlike(self, records: Sequence[Record]) -> list[Record]:
+        """The records, withheld where the new face, drawn as a draft, is like the person replaced.
 
-        The draft is not looked at by a detector: landmarks are those that it was drawn to.
+        Drafts are not looked at by a detector: landmarks are those that they were drawn to.
         """
-        subject = record.faces[0]
-        assert record.identity is not None
-        (draft,) = self.replace([record.but(faces=(subject,))], [record.image], [0], 0)
-        (fresh,) = self.embedder([chip(draft, subject.landmarks)])
-        return self._like(record.identity, fresh, CAST_FMR)
+        records = [record.but(faces=record.faces[:1]) for record in records]
+        drafts = self.replace(records, [r.image for r in records], [0] * len(records), 0)
+        drawn = [(draft, r.faces[0]) for draft, r in zip(drafts, records, strict=True)]
+        return [
+            r.withhold(RESEMBLES) if self._like(r.identity, fresh, CAST_FMR) else r
+            for r, fresh in zip(records, _embeddings(self.embedder, drawn), strict=True)
+        ]
 
     def _attempt(self, records: Sequence[Record], attempt: int) -> list[Record]:
         outputs = self.replace(records, [r.image for r in records], [0] * len(records), attempt)
-        return [self._proven(look) for look in self._audit(records, outputs, attempt)]
+        return self._proven(self._audit(records, outputs, attempt))
 
     def replace(
         self, records: Sequence[Record], images: list[Pixels], start: Sequence[int], attempt: int
@@ -194,25 +204,32 @@ class Replace:
     def _audit(self, records: Sequence[Record], outputs: list[Pixels], attempt: int) -> list[_Look]:
         """Replaces what either detector still finds; withholds where that did not help."""
         known = [len(record.faces) for record in records]
-        looks = [self._look(r, out) for r, out in zip(records, outputs, strict=True)]
+        looks = self._look(records, outputs)
         outputs = self.replace([look.record for look in looks], outputs, known, attempt)
         for index, (look, count) in enumerate(zip(looks, known, strict=True)):
             if len(look.record.faces) > count:
-                again = self._look(look.record, outputs[index])
+                (again,) = self._look([look.record], [outputs[index]])
                 missed = len(again.record.faces) > len(look.record.faces)
                 record = look.record.withhold("a face was missed") if missed else look.record
                 looks[index] = replace(again, record=record)
         return looks
 
-    def _look(self, record: Record, output: Pixels) -> _Look:
-        """Looks for faces in an output as it would be published."""
-        encoded = self.encode(output)
-        seen = decode(encoded)
-        found, faces = self._find(seen), list(record.faces)
-        for face in (*found, *self.auditor([seen])[0]):
+    def _look(self, records: Sequence[Record], outputs: Sequence[Pixels]) -> list[_Look]:
+        """Looks for faces in outputs as they would be published."""
+        files = [self.encode(output) for output in outputs]
+        seen = [decode(file) for file in files]
+        found, audited = [self._find(image) for image in seen], self.auditor(seen)
+        together = zip(records, found, audited, strict=True)
+        complete = [self._with_missed(record, (*a, *b)) for record, a, b in together]
+        return list(map(_Look, complete, outputs, files, seen, found))
+
+    def _with_missed(self, record: Record, found: Sequence[Face]) -> Record:
+        """The record with what was found outside the regions of its faces added to them."""
+        faces = list(record.faces)
+        for face in found:
             if not any(self._covers(known, _middle(face)) for known in faces):
                 faces.append(face.but(subject=False))
-        return _Look(record.but(faces=tuple(faces)), output, encoded, seen, found)
+        return record.but(faces=tuple(faces))
 
     def _find(self, image: Pixels) -> tuple[Face, ...]:
         """The faces of an output by the first detector.
@@ -234,34 +251,58 @@ class Replace:
         marks = move(face.landmarks, matrix)
         return bool(reach(at[:1], at[1:], marks, size, self.region) < 1)
 
-    def _proven(self, look: _Look) -> Record:
-        """The record with its output, if that shows a new face and none that matches its source."""
-        record = look.record
-        if record.withheld is not None:
-            return record
-        for face in () if self.generator.baseline else record.faces:
-            new = next((f for f in look.found if self._covers(face, _middle(f))), None)
-            if new is None and face.subject:
-                return record.withhold("no usable face in the output")
-            if new is not None and self._same(record, face, look.seen, new):
-                return record.withhold("output still matches its source")
-        return record.but(output=look.output, encoded=look.encoded)
+    def _proven(self, looks: Sequence[_Look]) -> list[Record]:
+        """The records with their outputs, if these show new faces and none that is the source's."""
+        pairs = [self._pairs(look) for look in looks]
+        new = [(look.seen, new) for look, some in zip(looks, pairs, strict=True) for _, new in some]
+        fresh, done = iter(_embeddings(self.embedder, new)), []
+        for look, some in zip(looks, pairs, strict=True):
+            record = look.record
+            same = [self._same(record, old, next(fresh)) for old, _ in some]
+            if record.withheld is None:
+                if not self.generator.baseline and not any(old.subject for old, _ in some):
+                    record = record.withhold("no usable face in the output")
+                elif any(same):
+                    record = record.withhold("output still matches its source")
+                else:
+                    record = record.but(output=look.output, encoded=look.encoded)
+            done.append(record)
+        return done
 
-    def _same(self, record: Record, face: Face, output: Pixels, new: Face) -> bool:
-        """Whether a new face matches the one it replaces, or any picture of that person."""
-        (fresh,) = self.embedder([chip(output, new.landmarks)])
+    def _pairs(self, look: _Look) -> list[tuple[Face, Face]]:
+        """Faces that were replaced, and what is found in their place."""
+        if look.record.withheld is not None or self.generator.baseline:
+            return []
+        pairs = []
+        for old in look.record.faces:
+            new = next((face for face in look.found if self._covers(old, _middle(face))), None)
+            if new is not None:
+                pairs.append((old, new.but(subject=old.subject)))
+        return pairs
+
+    def _same(self, record: Record, face: Face, fresh: Floats) -> bool:
+        """Whether a new face (128,) matches what it replaces, or any picture of that person."""
         old = face.embedding
         if old is None:  # a face that only the audit found
-            (old,) = self.embedder([chip(record.image, face.landmarks)])
+            (old,) = _embeddings(self.embedder, [(record.image, face)])
         same = bool(np.linalg.norm(old - fresh) < self.embedder.FMR[MATCH_FMR])
-        if face.subject and record.identity is not None:
-            same = same or self._like(record.identity, fresh, LIKE_FMR)
-        return same
+        return same or (face.subject and self._like(record.identity, fresh, LIKE_FMR))
 
-    def _like(self, identity: str, fresh: Floats, rate: float) -> bool:
+    def _like(self, identity: str | None, fresh: Floats, rate: float) -> bool:
         """Whether a new face (128,) matches a person's template at a false match rate."""
+        if identity is None:
+            return False
         away = np.linalg.norm(fresh - self.templates(identity))
         return bool(away < self.embedder.TEMPLATE_FMR[rate])
+
+
+def _embeddings(embedder: DlibEmbedder, faces: Sequence[tuple[Pixels, Face]]) -> list[Floats]:
+    """Embeddings (128,) of faces in pictures; of subjects, which every picture has, together."""
+
+    def embed(some: list[tuple[Pixels, Face]], batch: int) -> list[Floats]:
+        return list(embedder([chip(image, face.landmarks) for image, face in some], batch))
+
+    return grouped(embed, faces, [CPU_BATCH if face.subject else 1 for _, face in faces])
 
 
 def _middle(face: Face) -> Floats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,7 +18,6 @@ import numpy as np
 from anonymize import registry
 from anonymize.aligners import align
 from anonymize.embedders import DlibEmbedder
-from anonymize.errors import Withhold
 from anonymize.images import decode, encode
 from anonymize.packages import version
 from anonymize.pipeline import Stage, batched, compose, each
@@ -29,9 +28,6 @@ from anonymize.stages import Replace, Survey
 
 Phase: TypeAlias = Literal["survey", "cast", "learn", "replace"]
 """Passes of a run; progress calls them so, too."""
-
-RESEMBLES = "the new person resembles the old one"
-"""Why a draft is withheld when people are cast."""
 
 NOTHING: Pixels = np.zeros((0, 0, 3), np.uint8)
 """The picture of a record that is not read yet, or not needed any more."""
@@ -104,12 +100,12 @@ class Worker:
 
     def _stages(self, phase: Phase, tasks: Sequence[Task]) -> list[Stage]:
         if phase == "survey":
-            return [each(self._survey())]
+            return [batched(self._survey(), len(tasks))]
         if phase == "learn":
             return [each(self._aligned)]
         if phase == "cast":
             drafts = getattr(self.generator, "draft", self.generator)
-            return [each(_unlike(self._replace(tasks, drafts)))]
+            return [batched(self._replace(tasks, drafts).unlike, len(tasks))]
         replace = self._replace(tasks, self.generator)
         crop = [each(self._head)] if self._setting.recipe.crop else []
         return [batched(replace, len(tasks)), *crop]
@@ -152,15 +148,6 @@ class Worker:
 def _by_identity(tasks: Sequence[Task], name: str) -> dict[str, Floats]:
     found = {task.record.identity: getattr(task, name) for task in tasks}
     return {who: value for who, value in found.items() if who is not None and value is not None}
-
-
-def _unlike(replace: Replace) -> Callable[[Record], Record]:
-    def judge(record: Record) -> Record:
-        if replace.resembles(record):
-            raise Withhold(RESEMBLES)
-        return record
-
-    return judge
 
 
 def load_generator(recipe: Recipe, device: str) -> Any:

@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from systems import CROPS
 from torch.utils.flop_counter import FlopCounterMode
 
 from anonymize import registry, stages
+from anonymize.aligned import Aligned
 from anonymize.detectors import MTCNN, CenterFace
+from anonymize.devices import CPU_BATCH
 from anonymize.embedders import DlibEmbedder
-from anonymize.errors import Withhold
 from anonymize.identities import invent
 from anonymize.images import encode, read
-from anonymize.record import Record
+from anonymize.pipeline import chunks
+from anonymize.record import Pixels, Record
 from anonymize.seeds import new_key
 
 
@@ -64,8 +67,8 @@ def shares(paths: Sequence[Path], rounds: int) -> dict[str, float]:
     draft or two of every person, is not among them.
     """
     spent = Spent()
-    survey, replace = _stages(spent)
     images = [(path.name, spent.timed("decode", read)(path)) for path in paths]
+    survey, replace = _stages(spent, images)
     best: dict[str, float] = {}
     for _ in range(rounds + 1):  # the first one warms up
         decoded = spent.seconds["decode"]
@@ -81,11 +84,14 @@ def shares(paths: Sequence[Path], rounds: int) -> dict[str, float]:
     return dict(sorted(best.items(), key=lambda item: -item[1]))
 
 
-def _stages(spent: Spent) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _stages(
+    spent: Spent, images: Sequence[tuple[str, Pixels]]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    crops = images[0][1].shape[:2] == (CROPS, CROPS)
     key, generator = new_key(), registry.load("generator", "inpaint")
     code = invent(generator.prior, key, {"person": None})["person"].code
     survey = stages.Survey(
-        Timed(spent, "survey: MTCNN", MTCNN()),
+        Aligned() if crops else Timed(spent, "survey: MTCNN", MTCNN()),
         Timed(spent, "survey: recogniser", DlibEmbedder(bf16=True)),  # type: ignore[arg-type]
         spent.timed("survey: cell", generator.cells),
         generator.size,
@@ -98,7 +104,7 @@ def _stages(spent: Spent) -> tuple[Callable[..., Any], Callable[..., Any]]:
         codes=lambda _: code,
         templates=lambda _: np.zeros(128, np.float32),
         detector=Timed(spent, "audit: MTCNN", MTCNN()),
-        searched=True,
+        searched=not crops,
         auditor=Timed(spent, "audit: CenterFace", CenterFace()),
         embedder=Timed(spent, "verify: recogniser", DlibEmbedder(bf16=True)),  # type: ignore[arg-type]
         encode=spent.timed("encode", encode),
@@ -117,20 +123,17 @@ def _once(
     images: Sequence[tuple[str, Any]], survey: Callable[..., Any], replace: Callable[..., Any]
 ) -> int:
     found = 0
-    for name, image in images:
-        try:
-            record = survey(Record(name, "person", image))
-        except Withhold:
-            continue
-        replace([record])
-        found += 1
+    for group in chunks([Record(name, "person", image) for name, image in images], CPU_BATCH):
+        records = [record for record in survey(group) if record.withheld is None]
+        replace(records)
+        found += len(records)
     return found
 
 
 def operations(paths: Sequence[Path]) -> float:
     """Floating-point operations of all networks for a picture, the mean of some."""
-    survey, replace = _stages(Spent())
     images = [(path.name, read(path)) for path in paths]
+    survey, replace = _stages(Spent(), images)
     packed = {torch.ops.mkldnn._convolution_pointwise: _packed}
     with FlopCounterMode(display=False, custom_mapping=packed) as counter:
         found = _once(images, survey, replace)
