@@ -22,8 +22,8 @@ BLANK = 128
 """What is seen where there is no picture; networks take it for zero, nearly."""
 
 
-SMALL = 128 * 128
-"""Pixels of a picture up to which calling a network costs more than what it computes."""
+CANVASES = (128, 256)
+"""Sides of the squares on which the auditor lays small pictures, to search some of them at once."""
 
 
 class Detector(Protocol):
@@ -123,17 +123,12 @@ class MTCNN:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Pixels]) -> list[tuple[Face, ...]]:
-        return [self._detect(image) for image in images]
-
-    def _detect(self, image: Pixels) -> tuple[Face, ...]:
-        height, width = image.shape[:2]
-        scale = min(1.0, self.max_side / max(height, width))
-        if scale < 1:
-            image = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
-        boxes = self._propose(image)
-        if len(boxes):
-            boxes = self._refine(image, boxes)
-        return self._finish(image, boxes, np.float32(1 / scale)) if len(boxes) else ()
+        """See `Detector`."""
+        scales = [min(1.0, self.max_side / max(image.shape[:2])) for image in images]
+        images = [_scaled(*pair) for pair in zip(images, scales, strict=True)]
+        boxes = self._refine(images, [self._propose(image) for image in images])
+        answers = self._ask(self._onet, images, boxes, 48, 4)
+        return [self._faces(*one) for one in zip(boxes, answers, scales, strict=True)]
 
     def _propose(self, image: Pixels) -> Floats:
         levels, shape = pyramid(*image.shape[:2], CELL / self.min_face)
@@ -175,27 +170,52 @@ class MTCNN:
         corners: Floats = np.hstack([at, at + CELL]) / level.scale
         return _shifted(corners, found[:4, where[0], where[1]].T), found[4][where]
 
-    def _refine(self, image: Pixels, boxes: Floats) -> Floats:
-        answers = _answers(self._rnet, self._normal(_patches(image, boxes, 24)), 16)
-        shift, score = answers[:, :4], answers[:, -1]
-        sure = score > self.thresholds[1]
-        boxes, score = _shifted(boxes[sure], shift[sure]), score[sure]
-        return _square(boxes[suppress(boxes, score, 0.7)])
+    def _refine(self, images: Sequence[Pixels], boxes: Sequence[Floats]) -> list[Floats]:
+        """The boxes (N, 4) of each picture that R-Net believes in, moved to where it sees faces."""
+        refined = []
+        for before, answers in zip(
+            boxes, self._ask(self._rnet, images, boxes, 24, 16), strict=True
+        ):
+            sure = answers[:, -1] > self.thresholds[1]
+            after = _shifted(before[sure], answers[sure, :4])
+            refined.append(_square(after[suppress(after, answers[sure, -1], 0.7)]))
+        return refined
 
-    def _finish(self, image: Pixels, boxes: Floats, scale: np.float32) -> tuple[Face, ...]:
-        answers = _answers(self._onet, self._normal(_patches(image, boxes, 48)), 4)
-        shift, points, score = answers[:, :4], answers[:, 4:14], answers[:, -1]
-        sure = score > self.thresholds[2]
-        boxes, shift, points, score = boxes[sure], shift[sure], points[sure], score[sure]
+    def _ask(
+        self,
+        network: nn.Module,
+        images: Sequence[Pixels],
+        boxes: Sequence[Floats],
+        side: int,
+        size: int,
+    ) -> list[Floats]:
+        """What a network answers to patches of some `side`, `size` at once: (N, K) per picture."""
+        if not any(map(len, boxes)):
+            return [np.zeros((0, 16), np.float32) for _ in images]
+        patches = [_patches(*pair, side) for pair in zip(images, boxes, strict=True)]
+        answers = _answers(network, self._normal(np.concatenate(patches)), size)
+        return np.split(answers, np.cumsum([len(part) for part in boxes])[:-1])
+
+    def _faces(self, boxes: Floats, answers: Floats, scale: float) -> tuple[Face, ...]:
+        """The faces that O-Net finds in a picture's boxes, best score first."""
+        sure = answers[:, -1] > self.thresholds[2]
+        boxes, answers = boxes[sure], answers[sure]
         sides = (boxes[:, 2:] - boxes[:, :2])[:, None]
-        marks = boxes[:, None, :2] + np.stack([points[:, :5], points[:, 5:]], 2) * sides
-        boxes = _shifted(boxes, shift)
-        # resampling maps pixel centres to pixel centres: x -> (x + 0.5) * scale - 0.5
-        marks, boxes = (marks + 0.5) * scale - 0.5, (boxes + 0.5) * scale - 0.5
+        points = np.stack([answers[:, 4:9], answers[:, 9:14]], 2)
+        marks, boxes = boxes[:, None, :2] + points * sides, _shifted(boxes, answers[:, :4])
+        # resampling maps pixel centres to pixel centres: x -> (x + 0.5) / scale - 0.5
+        back, scores = np.float32(1 / scale), answers[:, -1]
+        marks, boxes = (marks + 0.5) * back - 0.5, (boxes + 0.5) * back - 0.5
         return tuple(
-            Face(boxes[i].astype(np.float32), float(score[i]), marks[i].astype(np.float32))
-            for i in _outermost(boxes, score, 0.7)
+            Face(boxes[i].astype(np.float32), float(scores[i]), marks[i].astype(np.float32))
+            for i in _outermost(boxes, scores, 0.7)
         )
+
+
+def _scaled(image: Pixels, scale: float) -> Pixels:
+    """An image shrunk by a scale of at most 1."""
+    rows, columns = (max(1, round(side * scale)) for side in image.shape[:2])
+    return _resize(image, rows, columns) if scale < 1 else image
 
 
 def _pooled(x: Tensor) -> Tensor:
@@ -262,30 +282,40 @@ class CenterFace:
 
     def __call__(self, images: Sequence[Pixels]) -> list[tuple[Face, ...]]:
         """See `Detector`."""
-        return grouped(self._search, images, [self._shape(image) for image in images])
+        return grouped(self._search, images, [self._canvas(image) for image in images])
 
-    def _search(self, images: Sequence[Pixels], shape: tuple[int, int]) -> list[tuple[Face, ...]]:
-        pixels = np.stack([_resize(image, *shape) for image in images])
-        batch = CPU_BATCH if shape[0] * shape[1] <= SMALL else 1
-        maps = invariant(self._maps, _tensor(pixels, self.device), device=self.device, batch=batch)
-        return [self._faces(one, i.shape) for one, i in zip(maps.numpy(), images, strict=True)]
-
-    def _shape(self, image: Pixels) -> tuple[int, int]:
-        """Rows and columns in which a picture is searched."""
+    def _canvas(self, image: Pixels) -> tuple[int, int, int]:
+        """Rows and columns of what is searched, and how many such go together."""
         height, width = image.shape[:2]
+        for side in CANVASES:
+            if max(height, width) <= min(side, self.max_side):
+                return side, side, CPU_BATCH
         scale = min(1.0, self.max_side / max(height, width))
         rows, columns = (max(32, -(-round(side * scale) // 32) * 32) for side in (height, width))
-        return rows, columns
+        return rows, columns, 1
+
+    def _search(
+        self, images: Sequence[Pixels], canvas: tuple[int, int, int]
+    ) -> list[tuple[Face, ...]]:
+        rows, columns, batch = canvas
+        x = np.full((len(images), rows, columns, 3), BLANK, np.uint8)
+        ratios = []
+        for place, image in zip(x, images, strict=True):
+            height, width = image.shape[:2]
+            inside = place[:height, :width] if batch > 1 else place
+            inside[:] = _resize(image, *inside.shape[:2])
+            ratios.append(np.array([width, height], np.float32) / inside.shape[1::-1])
+        maps = invariant(self._maps, _tensor(x, self.device), device=self.device, batch=batch)
+        return [self._faces(*one) for one in zip(maps.numpy(), ratios, strict=True)]
 
     def _maps(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, 15, H / 4, W / 4): heat, size, offset, landmarks."""
         return torch.cat(self._network(x.to(self._dtype)), 1).float()
 
-    def _faces(self, maps: Floats, shape: tuple[int, ...]) -> tuple[Face, ...]:
-        """What the maps (15, H, W) show of a picture, best score first."""
+    def _faces(self, maps: Floats, ratio: Floats) -> tuple[Face, ...]:
+        """What maps (15, H, W) show, best score first; `ratio` (2,) is of picture to canvas."""
         heat, size, offset, marks = np.split(maps, (1, 3, 5))
         at = np.nonzero(heat[0] > self.threshold)
-        ratio = np.array(shape[1::-1], np.float32) / (4 * np.array(heat.shape[:0:-1], np.float32))
         boxes, points = _decoded(
             np.stack(at[::-1], 1), *(m[:, *at].T for m in (size, offset, marks))
         )

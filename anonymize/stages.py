@@ -218,7 +218,7 @@ class Replace:
         """Looks for faces in outputs as they would be published."""
         files = [self.encode(output) for output in outputs]
         seen = [decode(file) for file in files]
-        found, audited = [self._find(image) for image in seen], self.auditor(seen)
+        found, audited = self._find(seen), self.auditor(seen)
         together = zip(records, found, audited, strict=True)
         complete = [self._with_missed(record, (*a, *b)) for record, a, b in together]
         return list(map(_Look, complete, outputs, files, seen, found))
@@ -231,15 +231,15 @@ class Replace:
                 faces.append(face.but(subject=False))
         return record.but(faces=tuple(faces))
 
-    def _find(self, image: Pixels) -> tuple[Face, ...]:
-        """The faces of an output by the first detector.
+    def _find(self, images: Sequence[Pixels]) -> list[tuple[Face, ...]]:
+        """The faces of outputs by the first detector.
 
         Baselines have no new faces to verify; the auditor alone looks for faces that this detector
-        missed in the source, where it has seen that.
+        missed in the sources, where it has seen those.
         """
         if self.searched and self.generator.baseline:
-            return ()
-        return self.detector([image])[0]
+            return [()] * len(images)
+        return self.detector(images)
 
     def _covers(self, face: Face, point: Floats) -> bool:
         """Whether a point of the picture lies in the region of a face."""
