@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from importlib.resources import files
@@ -150,15 +150,22 @@ class Inpaint:
 
     def cells(self, jobs: Sequence[Job]) -> Floats:
         """(N, cells) logits: which coarse cell of people the visible context suggests."""
-        from anonymize.devices import invariant
-
-        logits = invariant(self.prior, self.context(jobs), device=self.device)
-        return np.asarray(logits.numpy(), np.float32)
+        return np.array(self._grouped(self._guess, jobs), np.float32)
 
     def __call__(self, jobs: Sequence[Job]) -> list[Pixels]:
+        return self._grouped(self._draw, jobs)
+
+    def _grouped(self, step: Callable[[Sequence[Job], int], Any], jobs: Sequence[Job]) -> list[Any]:
+        """What a step makes of jobs: labelled people, whom every picture has, go together."""
         from anonymize.devices import CPU_BATCH, grouped
 
-        return grouped(self._draw, jobs, [CPU_BATCH if job.person else 1 for job in jobs])
+        return grouped(step, jobs, [CPU_BATCH if job.person else 1 for job in jobs])
+
+    def _guess(self, jobs: Sequence[Job], batch: int) -> Floats:
+        from anonymize.devices import invariant
+
+        logits = invariant(self.prior, self.context(jobs), device=self.device, batch=batch)
+        return np.asarray(logits.numpy(), np.float32)
 
     def _draw(self, jobs: Sequence[Job], batch: int) -> list[Pixels]:
         import torch

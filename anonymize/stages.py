@@ -73,16 +73,24 @@ class Survey:
                 record.but(faces=tuple(f.but(embedding=next(embedded)) for f in record.faces))
                 for record in seen
             ]
-        return [self._guessed(r) if r.faces else r.withhold("no face found") for r in seen]
+        guesses = self._guesses([r for r in seen if r.faces and r.identity is not None])
+        return [
+            r.but(faces=(r.faces[0].but(logits=guesses.get(r.key)), *r.faces[1:]))
+            if r.faces
+            else r.withhold("no face found")
+            for r in seen
+        ]
 
-    def _guessed(self, record: Record) -> Record:
-        """The record with what its context suggests of its subject."""
-        if self.cells is None or record.identity is None:
-            return record
-        subject, *others = record.faces
-        aligned = align(record.image, subject, self.size)
-        logits = self.cells([job(aligned, self.region, False)])[0]
-        return record.but(faces=(subject.but(logits=logits), *others))
+    def _guesses(self, records: Sequence[Record]) -> dict[str, Floats]:
+        """What the context suggests of each labelled subject, by the record's key."""
+        if self.cells is None or not records:
+            return {}
+        aligned = [align(record.image, record.faces[0], self.size) for record in records]
+        jobs = [
+            replace(job(face, self.region, False), person=record.identity)
+            for face, record in zip(aligned, records, strict=True)
+        ]
+        return dict(zip((record.key for record in records), self.cells(jobs), strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
