@@ -317,7 +317,7 @@ class CenterFace:
         heat, size, offset, marks = np.split(maps, (1, 3, 5))
         at = np.nonzero(heat[0] > self.threshold)
         boxes, points = _decoded(
-            np.stack(at[::-1], 1), *(m[:, *at].T for m in (size, offset, marks))
+            np.stack(at[::-1], 1), *(m[:, at[0], at[1]].T for m in (size, offset, marks))
         )
         boxes, points = boxes * np.tile(ratio, 2) - 0.5, points * ratio - 0.5
         scores = heat[0][at]
