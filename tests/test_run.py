@@ -887,7 +887,7 @@ def test_the_first_detector_looks_twice_where_there_is_something_new(
 ) -> None:
     save(tmp_path / "people" / "someone" / "a.png", portrait)
     seen, search = [], MTCNN.__call__
-    monkeypatch.setattr(MTCNN, "__call__", lambda *a: seen.append(1) or search(*a))
+    monkeypatch.setattr(MTCNN, "__call__", lambda *a: seen.extend(a[1]) or search(*a))
     recipe = Recipe(generator=generator, detector=detector)
     assert run(tmp_path / "people", tmp_path / "release", recipe, key=KEY).read == 1
     assert len(seen) == looks
