@@ -142,7 +142,7 @@ def collar(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
     """
     wide, high = _upright(len(crop), landmarks)
     rise, tilt = rng.normal(0.1, 0.15), rng.normal(0, 0.15)
-    edge = -rng.uniform(1.75, 2.3) + rise * wide**2 + tilt * wide
+    edge = -rng.uniform(1.75, 2.1) + rise * wide**2 + tilt * wide
     shape = (high < edge) & (np.abs(wide) < rng.uniform(0.9, 3))
     fold = 1 - rng.uniform(0, 0.4) * np.exp(-((high - edge) ** 2) / rng.uniform(0.01, 0.1))
     cloth = _cloth(1 + 0.1 * np.sin(wide * rng.uniform(0, 12)), rng) * fold[..., None]

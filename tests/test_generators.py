@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from anonymize import registry, seeds
+from anonymize import augment, registry, seeds
 from anonymize.aligners import TEMPLATE, radius
 from anonymize.embedders import CHIP, chip, chips
 from anonymize.errors import ConfigError, WeightsError
@@ -243,3 +243,17 @@ def test_training_without_faces_says_so(tmp_path: Path) -> None:
 
 def test_handles_do_not_repeat() -> None:
     assert len({seeds.handle(KEY, "picture", f"{i}") for i in range(5000)}) == 5000
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_clothes_cover_their_part_of_the_head(seed: int) -> None:
+    """A collar leaves the face above the mouth as it is, a cap's cloth ends above the eyes."""
+    rng, grey = np.random.default_rng(seed), np.full((128, 128, 3), 90, np.uint8)
+    eyes, mouth = TEMPLATE[:2, 1].mean(), TEMPLATE[3:, 1].mean()
+    dressed = augment.collar(grey, TEMPLATE, rng)
+    assert (dressed[: int(mouth), 44:84] == 90).all()
+    assert (dressed[-4:, 64] != 90).any()
+    capped = augment.cap(grey, TEMPLATE, rng).astype(int)
+    assert (capped[int(mouth) :] == 90).all()
+    middle = capped[int(eyes - 0.3 * (mouth - eyes)) : int(eyes), 54:74]
+    assert (middle <= 90).all()  # shade at most
