@@ -6,9 +6,13 @@ SRC holds a folder per person, each DST is an unsealed release of it. Gallery: t
 the one that the probe was made from. Probe: each output. Rows are embedders x releases:
 
 * rank-1: share of probes whose nearest original is of the right person (chance: 1 / people)
+* centred: rank-1 of an attacker who takes each side's mean embedding away, which undoes what all
+  outputs have in common, such as a grey region
 * TAR@1e-3: share of mated (output, other original) pairs below the distance that 0.1 % of
   non-mated pairs of originals fall below
 * same-key rank-1: share of outputs whose nearest other output is of the same person
+* same-key TAR@1e-3: share of mated pairs of outputs below the distance that 0.1 % of non-mated
+  pairs of outputs fall below
 
 The first row of each embedder has the originals as probes. A release made by `mask` is the floor
 that the context alone gives: no face can be found in it, so the originals' landmarks are used.
@@ -86,6 +90,14 @@ def distances(a: Floats, b: Floats) -> Floats:
     return np.sqrt(np.maximum(square, 0)).astype(np.float32)
 
 
+def centred(a: Floats) -> Floats:
+    """(N, D) unit vectors of what is left without the mean; rows without a face stay infinite."""
+    seen = np.isfinite(a).all(1)
+    left = a - (a[seen].mean(0) if seen.any() else 0)
+    left[seen] /= np.maximum(np.linalg.norm(left[seen], axis=1, keepdims=True), 1e-9)
+    return np.asarray(left, np.float32)
+
+
 def interval(values: np.ndarray, people: np.ndarray) -> tuple[float, float, float]:
     """Mean with a 95 % bootstrap interval that resamples people."""
     groups = [values[people == person] for person in np.unique(people)]
@@ -130,14 +142,17 @@ def measure(
     for name, probes in {"originals": originals, **releases}.items():
         seen = embed(probes, embedder)
         across, among = distances(seen, gallery), distances(seen, seen)
+        strangers = among[probes.people[:, None] != probes.people]
         rows.append(
             {
                 "embedder": embedder.name,
                 "probes": name,
                 "found": float(np.mean([c is not None for c in probes.chips])),
                 "rank1": rank1(across, probes, originals),
+                "centred": rank1(distances(centred(seen), centred(gallery)), probes, originals),
                 "tar": tar(across, limit, probes, originals),
                 "same_key_rank1": rank1(among, probes, probes),
+                "same_key_tar": tar(among, float(np.quantile(strangers, 1e-3)), probes, probes),
             }
         )
     return rows
@@ -145,11 +160,12 @@ def measure(
 
 def show(rows: list[dict[str, object]], line: Callable[[str], None] = print) -> None:
     """Prints the rows as a Markdown table, per cent with intervals."""
-    line("| embedder | probes | face found | rank-1 | TAR@1e-3 | same-key rank-1 |")
-    line("|---|---|---|---|---|---|")
+    titles = "rank-1 | centred | TAR@1e-3 | same-key rank-1 | same-key TAR@1e-3"
+    line(f"| embedder | probes | face found | {titles} |")
+    line("|" + 8 * "---|")
     for row in rows:
         cells = [str(row["embedder"]), str(row["probes"]), f"{100 * float(str(row['found'])):.1f}"]
-        for name in ("rank1", "tar", "same_key_rank1"):
+        for name in ("rank1", "centred", "tar", "same_key_rank1", "same_key_tar"):
             mean, low, high = row[name]  # type: ignore[misc]
             cells.append(f"{100 * mean:.2f} ({100 * low:.2f} to {100 * high:.2f})")
         line("| " + " | ".join(cells) + " |")
