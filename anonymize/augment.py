@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import cv2
 import numpy as np
 
 from anonymize.aligners import similarity, then
 from anonymize.record import Floats, Pixels
 
+KINDS = {
+    "shape": "small turns, shears, shifts and sizes",
+    "turn": "heads turned to the side",
+    "wall": "plain backgrounds repainted",
+    "cover": "caps, bands and collars",
+    "light": "exposure, contrast, casts, saturation, light from one side, low light",
+    "capture": "blur, low resolution, noise, JPEG",
+    "region": "regions that end elsewhere, as on the forehead (`training`)",
+}
+"""Kinds of augmentation that can be left out, to see what each is good for."""
+
 MIRRORED = [1, 0, 2, 4, 3]
 """Order of the five landmarks after a left-right flip."""
 
 
 def augment(
-    padded: Pixels, landmarks: Floats, size: int, rng: np.random.Generator
+    padded: Pixels,
+    landmarks: Floats,
+    size: int,
+    rng: np.random.Generator,
+    without: Collection[str] = (),
 ) -> tuple[Pixels, Floats]:
     """A random view of a training face.
 
@@ -22,12 +39,17 @@ def augment(
         landmarks: (5, 2) pixels of it.
         size: side of the crop to return, at most P.
         rng: source of all randomness.
+        without: those of `KINDS` to leave out.
 
     Returns:
         The crop (size, size, 3) and its landmarks (5, 2).
     """
-    matrix = _jitter(len(padded), size, rng)
-    if rng.random() < 0.5:
+
+    def now(kind: str, chance: float) -> bool:
+        return rng.random() < chance and kind not in without
+
+    matrix = _jitter(len(padded), size, rng, 0 if "shape" in without else 1)
+    if now("turn", 0.5):
         angle = float(np.clip(rng.normal(0, 0.3), -0.55, 0.55))
         padded, turned = yaw(padded, landmarks, angle)
         # photographs are aligned by the landmarks they show: a turned face comes out larger
@@ -39,14 +61,17 @@ def augment(
     points = points + rng.normal(0, 0.005 * size, points.shape)
     if rng.random() < 0.5:
         crop, points = crop[:, ::-1], np.array([size - 1, 0]) + points[MIRRORED] * (-1, 1)
-    if rng.random() < 0.2:
+    if now("wall", 0.2):
         crop = backdrop(crop, rng)
-    if rng.random() < 0.08:
+    if now("cover", 0.08):
         crop = cap(crop, points, rng)
-    if rng.random() < 0.1:
+    if now("cover", 0.1):
         crop = collar(crop, points, rng)
     if rng.random() < 0.8:
-        crop = _capture(_light(crop.astype(np.float32) / 255, rng), rng)
+        image = crop.astype(np.float32) / 255
+        if "light" not in without:
+            image = _light(image, rng)
+        crop = _pixels(image) if "capture" in without else _capture(image, rng)
     return np.ascontiguousarray(crop, np.uint8), points.astype(np.float32)
 
 
@@ -171,18 +196,24 @@ def _covered(image: Floats, cover: Floats, shape: Floats, sigma: float) -> Pixel
     """An image (S, S, 3) in 0..1 with a cover where a shape (S, S) is 1, edges blurred."""
     soft = cv2.GaussianBlur(shape, (0, 0), sigma)[..., None]
     mixed = image * (1 - soft) + np.clip(cover, 0, 1) * soft
-    return np.asarray((np.clip(mixed, 0, 1) * 255).round(), np.uint8)
+    return _pixels(mixed)
 
 
-def _jitter(padded: int, size: int, rng: np.random.Generator) -> Floats:
-    """A small random affine map from the padded crop's pixels to the crop's."""
-    angle, scale = np.deg2rad(rng.normal(0, 5)), np.exp(rng.normal(0, 0.06))
+def _pixels(image: Floats) -> Pixels:
+    """0..1 to 0..255."""
+    return np.asarray((np.clip(image, 0, 1) * 255).round(), np.uint8)
+
+
+def _jitter(padded: int, size: int, rng: np.random.Generator, much: float) -> Floats:
+    """A small random affine map from the padded crop's pixels to the crop's; at `much` 0 a cut."""
+    angle, scale = np.deg2rad(rng.normal(0, 5 * much)), np.exp(rng.normal(0, 0.06 * much))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     # foreshortening of one axis and shear stand in for the yaw that portraits lack
-    shape = np.array([[np.exp(-abs(rng.normal(0, 0.08))), rng.normal(0, 0.06)], [0, 1]])
+    narrow, slant = np.exp(-abs(rng.normal(0, 0.08 * much))), rng.normal(0, 0.06 * much)
+    shape = np.array([[narrow, slant], [0, 1]])
     linear = scale * turn @ shape
     shift = (size - 1) / 2 - linear @ np.full(2, (padded - 1) / 2)
-    shift = shift + rng.normal(0, 0.02 * size, 2)
+    shift = shift + rng.normal(0, 0.02 * size * much, 2)
     return np.hstack([linear, shift[:, None]]).astype(np.float32)
 
 
@@ -215,7 +246,7 @@ def _capture(image: Floats, rng: np.random.Generator) -> Pixels:
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.3:
         image = image + rng.normal(0, rng.uniform(0.004, 0.03), image.shape)
-    pixels = np.asarray(np.clip(image * 255, 0, 255).round(), np.uint8)
+    pixels = _pixels(image)
     if rng.random() < 0.4:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(45, 95))]
         stored = cv2.imencode(".jpg", pixels, quality)[1]

@@ -126,6 +126,10 @@ def _padded(x: Tensor, channels: int, rows: int, columns: int) -> Tensor:
     return F.pad(x, (0, missing[0], 0, missing[1], 0, missing[2])) if any(missing) else x
 
 
+LEVELS = 64, 128, 256
+"""Channels of the feature maps that `DlibResNet.levels` returns."""
+
+
 class DlibResNet(nn.Module):
     """dlib's `dlib_face_recognition_resnet_model_v1` (King 2017): 29 convolutions, 128 numbers.
 

@@ -114,7 +114,9 @@ class Inpaint:
         from diffusers.utils import logging
 
         from anonymize.devices import tuned
+        from anonymize.embedders import DLIB_RESNET, DlibResNet
         from anonymize.inpaint import InpaintPipeline
+        from anonymize.packages import package_file
 
         if not 1 <= steps <= 50:
             raise ConfigError(f"got {steps} steps, expected 1 to 50 (1 to 4 are useful)")
@@ -125,10 +127,12 @@ class Inpaint:
             folder, local_files_only=True, dtype=torch.float32
         ).to(device)
         tuned(self._pipeline.prior, device)
+        recogniser = DlibResNet(package_file("face_recognition_models", DLIB_RESNET))
+        self._recogniser = tuned(recogniser, device, bf16=True)
         for part in ("unet", "adapter"):
             tuned(getattr(self._pipeline, part), device, bf16=True)
         self.prior = self._pipeline.prior
-        self.size, self.steps, self.device = CROP_SIZE, steps, device
+        self.size, self.steps, self.device = self._pipeline.size, steps, device
 
     @property
     def draft(self) -> Inpaint:
@@ -163,8 +167,14 @@ class Inpaint:
 
     def _guess(self, jobs: Sequence[Job], batch: int) -> Floats:
         from anonymize.devices import invariant
+        from anonymize.priors import hints
 
-        logits = invariant(self.prior, self.context(jobs), device=self.device, batch=batch)
+        logits = invariant(
+            lambda context: self.prior(hints(self._recogniser, context)),
+            self.context(jobs),
+            device=self.device,
+            batch=batch,
+        )
         return np.asarray(logits.numpy(), np.float32)
 
     def _draw(self, jobs: Sequence[Job], batch: int) -> list[Pixels]:

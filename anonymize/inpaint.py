@@ -13,7 +13,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from anonymize.aligners import CROP_SIZE
+from anonymize.errors import ConfigError
 from anonymize.priors import CODE, CONTEXT, CodePrior
+
+FOLD = 4
+"""The U-Net works at this fraction of the crop's resolution."""
 
 
 class FaceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -52,7 +57,7 @@ class FaceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def fold(self, noisy: Tensor, context: Tensor) -> Tensor:
         """(N, 3, S, S) and (N, 7, S, S) to the U-Net's input (N, 160, S / 4, S / 4)."""
-        return F.pixel_unshuffle(torch.cat([noisy, context], 1), 4)
+        return F.pixel_unshuffle(torch.cat([noisy, context], 1), FOLD)
 
     def forward(
         self, features: Tensor, noisy: Tensor, context: Tensor, embedding: Tensor
@@ -80,6 +85,11 @@ class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, adapter=adapter, prior=prior, scheduler=scheduler)
+
+    @property
+    def size(self) -> int:
+        """Side of the crops in pixels that it was trained on."""
+        return FOLD * int(self.unet.config.sample_size)
 
     @torch.inference_mode()
     def __call__(
@@ -150,12 +160,23 @@ def contexts(crops: Tensor, masks: Tensor, heats: Tensor) -> Tensor:
     return torch.cat([crops * (1 - masks), masks, heats], 1)
 
 
-def new_pipeline(channels: Sequence[int] = (64, 128, 192), cells: int = 8) -> InpaintPipeline:
-    """An untrained pipeline."""
+def new_pipeline(
+    channels: Sequence[int] = (64, 128, 192), cells: int = 8, size: int = CROP_SIZE
+) -> InpaintPipeline:
+    """An untrained pipeline for crops of `size` pixels.
+
+    Raises:
+        ConfigError: the levels do not halve the folded crop evenly.
+    """
+    fold = FOLD * 2 ** (len(channels) - 1)
+    if size % fold:
+        raise ConfigError(
+            f"got crops of {size} pixels, expected a multiple of {fold} for {len(channels)} levels"
+        )
     features = 2 * channels[0]
     unet = UNet2DModel(
-        sample_size=32,
-        in_channels=(3 + CONTEXT) * 16,
+        sample_size=size // FOLD,
+        in_channels=(3 + CONTEXT) * FOLD**2,
         out_channels=features,
         down_block_types=("DownBlock2D",) * len(channels),
         up_block_types=("UpBlock2D",) * len(channels),

@@ -8,15 +8,16 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from anonymize.embedders import CHIP_SIZE, LEVELS, DlibResNet
+
 CODE = 128
 """Length of an identity code: the recogniser's embedding, centred and normalised."""
 
 CONTEXT = 7
 """Channels of a context: picture without the region (3), region mask (1), landmark maps (3)."""
 
-NEAR = 9
-"""How far around the region the guess of the cell looks, in 64ths of the crop: scenery tells more
-about a data set than about a person."""
+HINTS = 3 * sum(LEVELS)
+"""Numbers that `hints` makes of a context."""
 
 
 class CodePrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -34,21 +35,7 @@ class CodePrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.mean = nn.Parameter(torch.zeros(cells, CODE), requires_grad=False)
         self.factor = nn.Parameter(torch.zeros(cells, CODE, CODE), requires_grad=False)
         self.weight = nn.Parameter(torch.full((cells,), 1 / cells), requires_grad=False)
-        self.classify = nn.Sequential(
-            nn.Conv2d(CONTEXT, 24, 5, 2, 2),
-            nn.SiLU(),
-            nn.Conv2d(24, 48, 3, 2, 1),
-            nn.GroupNorm(8, 48),
-            nn.SiLU(),
-            nn.Conv2d(48, 96, 3, 2, 1),
-            nn.GroupNorm(8, 96),
-            nn.SiLU(),
-            nn.Conv2d(96, 96, 3, 2, 1),
-            nn.GroupNorm(8, 96),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(96 * 16, cells),
-        )
+        self.classify = nn.Linear(HINTS, cells)
 
     def code(self, embeddings: Tensor) -> Tensor:
         """(N, 128) recogniser embeddings to unit codes: centred, because dlib's share a mean."""
@@ -67,17 +54,28 @@ class CodePrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
         spread = (self.factor[cells] @ normal[:, :, None])[:, :, 0]
         return F.normalize(self.mean[cells] + spread, dim=1)
 
-    def forward(self, context: Tensor) -> Tensor:
-        """(N, 7, S, S) contexts to (N, cells) logits."""
-        small = F.interpolate(context, (64, 64), mode="area")
-        side = 2 * NEAR + 1  # a square's maximum is that of its rows' maxima
-        near = F.max_pool2d(small[:, 3:4], (1, side), 1, (0, NEAR))
-        near = F.max_pool2d(near, (side, 1), 1, (NEAR, 0))  # hair, ears, neck: no scenery
-        count = near.mean((1, 2, 3), keepdim=True).clamp(min=1e-3)
-        pixels = small[:, :3] * near
-        level = pixels.mean((1, 2, 3), keepdim=True) / count
-        pixels = (pixels - level) * near
-        spread = (pixels.square().mean((1, 2, 3), keepdim=True) / count).sqrt()
-        x = self.classify[:-1](torch.cat([pixels / (spread + 0.05), small[:, 3:]], 1))
-        out: Tensor = self.classify[-1](F.dropout(x, 0.4, self.training))
+    def forward(self, hints: Tensor) -> Tensor:
+        """What `hints` saw of contexts (N, HINTS) to (N, cells) logits."""
+        out: Tensor = self.classify(hints)
         return out
+
+
+@torch.no_grad()
+def hints(recogniser: DlibResNet, context: Tensor) -> Tensor:
+    """What a recogniser's middle layers make of contexts: (N, 7, S, S) to (N, HINTS) float32.
+
+    Averages over the surroundings of the region and over the upper and the lower half of the crop.
+    The recogniser has learnt from photographs, and so copes with them better than what could be
+    learnt here from pictures of faces that belong to no one.
+    """
+    pixels = F.interpolate(context[:, :3], (CHIP_SIZE, CHIP_SIZE), mode="bilinear", antialias=True)
+    features = []
+    for level in recogniser.levels((pixels + 1) * 127.5):
+        level = level.float()
+        mask = F.interpolate(context[:, 3:4], level.shape[-2:], mode="area")
+        near = F.max_pool2d(mask, 3, 1, 1) * (1 - mask) + 1e-3
+        features += [
+            (level * near).sum((2, 3)) / near.sum((2, 3)),
+            F.adaptive_avg_pool2d(level, (2, 1)).flatten(1),
+        ]
+    return torch.cat(features, 1)

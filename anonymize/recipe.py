@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from anonymize.aligners import REGIONS
+from anonymize.augment import KINDS
 from anonymize.errors import ConfigError
 from anonymize.images import FORMATS
 
@@ -92,9 +93,10 @@ class TrainRecipe:
             because the guess of the cell errs.
         share_noised: how often a picture with its own code starts from a noised face rather than
             from pure noise, which is what sampling in several steps meets.
+        without: kinds of augmentation to leave out, see `anonymize.augment.KINDS`.
         bf16: compute in bfloat16 where torch's autocast thinks fit.
-        cell_steps: steps of the classifier that guesses a person's cell from the context, at the
-            end of the run; on batches of 4 x `batch`.
+        cell_steps: batches of 4 x `batch` views from which the guess of a person's cell from the
+            context is fitted, at the end of the run.
         seed: of everything random.
     """
 
@@ -120,9 +122,16 @@ class TrainRecipe:
     share_all: float = 0.12
     share_strangers: float = 0.2
     share_noised: float = 0.25
+    without: tuple[str, ...] = ()
     bf16: bool = True
-    cell_steps: int = 2000
+    cell_steps: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.without) - set(KINDS)):
+            raise ConfigError(
+                f"without: got {', '.join(unknown)}, expected some of {', '.join(KINDS)}"
+            )
 
 
 def as_dict(recipe: Any) -> dict[str, Any]:

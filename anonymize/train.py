@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,16 @@ from torch import Tensor, nn
 
 from anonymize.adversary import Discriminator, logistic
 from anonymize.aligners import radius
-from anonymize.cells import fit_cells, fit_classifier, hints
+from anonymize.cells import HELD_OUT, fit_cells, fit_guess
 from anonymize.embedders import DLIB_RESNET, DlibResNet, chips
 from anonymize.faces import Faces, prepare
 from anonymize.generators import write_sums
 from anonymize.images import encode
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
 from anonymize.packages import package_file
-from anonymize.priors import CODE
+from anonymize.priors import CODE, hints
 from anonymize.recipe import TrainRecipe
-from anonymize.training import Batch, batches, blend_in, drive, opened, stored
+from anonymize.training import REPORT, Batch, batches, blend_in, drive, opened, stored
 
 LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
@@ -37,7 +38,7 @@ class Trainer:
     def __init__(self, faces: Faces, recipe: TrainRecipe, device: str) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step = recipe, device, 0
-        self.pipeline = new_pipeline(recipe.channels, recipe.cells)
+        self.pipeline = new_pipeline(recipe.channels, recipe.cells, recipe.size)
         self.embeddings = torch.from_numpy(faces.embeddings).to(device)
         self.cells = torch.zeros(len(faces), dtype=torch.int64, device=device)
         self.unet = self.pipeline.unet.to(device, memory_format=torch.channels_last)
@@ -207,13 +208,29 @@ class Trainer:
         return self.recipe.steepness / 2 * slope.square().sum((1, 2, 3)).mean()
 
     def learn_cells(self, faces: Faces, report: Callable[[str], None]) -> None:
-        """Fits the prior's classifier; it does not take part in the other losses."""
+        """Fits the prior's guess of the cell; it does not take part in the other losses."""
         recipe = replace(
-            self.recipe, batch=4 * self.recipe.batch, share_all=0, seed=self.recipe.seed + 1
+            self.recipe,
+            batch=4 * self.recipe.batch,
+            share_all=0,
+            seed=self.recipe.seed + 1,
+            without=(*self.recipe.without, "region"),
         )
-        stream = batches(faces, recipe, 0, self.device)
-        pairs = ((batch.context, batch.index) for batch in stream)
-        fit_classifier(self.prior, pairs, self.cells, recipe.cell_steps, report)
+        features, indices = [], []
+        for step, batch in enumerate(
+            islice(batches(faces, recipe, 0, self.device), recipe.cell_steps)
+        ):
+            features.append(hints(self.recogniser, batch.context))
+            indices.append(batch.index)
+            if (step + 1) % REPORT == 0:
+                report(f"looking at contexts: {step + 1} of {recipe.cell_steps}")
+        if not indices:
+            return
+        index = torch.cat(indices)
+        groups = torch.from_numpy(faces.groups).to(self.device)[index]
+        cells, held = self.cells[index], index % HELD_OUT == 0
+        right = fit_guess(self.prior, torch.cat(features), cells, groups, held)
+        report(f"guess of the cell: {100 * right:.1f} % of held-out views right")
         for name, value in self.nets.state_dict().items():
             if "classify" in name:
                 self.average[name] = value.detach().clone()
@@ -240,7 +257,7 @@ class Trainer:
 
     def export(self, folder: Path) -> InpaintPipeline:
         """Writes the averaged weights as a half-precision diffusers pipeline; returns it."""
-        averaged = new_pipeline(self.recipe.channels, self.recipe.cells)
+        averaged = new_pipeline(self.recipe.channels, self.recipe.cells, self.recipe.size)
         nets = nn.ModuleList([averaged.unet, averaged.adapter, averaged.prior])
         nets.load_state_dict(self.average)
         nets.half()

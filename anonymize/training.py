@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anonymize.aligners import heat, radius
+from anonymize.aligners import Extents, heat, radius
 from anonymize.augment import augment
 from anonymize.errors import ConfigError
 from anonymize.faces import Faces
@@ -52,10 +52,14 @@ def _sample(
     rng = np.random.default_rng(seed)
     index = int(np.searchsorted(chances, rng.random() * chances[-1], "right"))
     index = min(index, len(faces) - 1)  # rounding could reach the very end
-    crop, marks = augment(faces.crops[index], faces.landmarks[index], recipe.size, rng)
+    crop, marks = augment(
+        faces.crops[index], faces.landmarks[index], recipe.size, rng, recipe.without
+    )
     kind = rng.random()
     head, whole = recipe.share_head, recipe.share_head + recipe.share_all
-    region = "head" if kind < head else "all" if kind < whole else "face"
+    region: str | Extents = "head" if kind < head else "all" if kind < whole else "face"
+    if region == "face" and "region" not in recipe.without and rng.random() < 0.6:
+        region = rng.uniform(0.5, 1.4), rng.uniform(0.9, 1.2), rng.uniform(1.05, 1.4)
     away = radius(marks, recipe.size, region) / np.float32(rng.uniform(0.95, 1.1))
     rim = np.where(away < 1, np.clip(2.5 * away - 1.5, 0, 1), np.float32(0))
     return index, crop, marks, away < 1, rim, heat(marks, recipe.size)

@@ -316,6 +316,34 @@ def test_colours_are_matched_to_the_context() -> None:
     assert np.abs(matched[ring]).mean() < 0.5 * np.abs(plain[ring]).mean()
 
 
+@pytest.mark.parametrize(
+    ("around", "drawn", "moves"),
+    [
+        ((150, 105, 85), (235, 205, 190), True),  # pale among tanned skin
+        ((190, 140, 115), (110, 75, 60), True),
+        ((60, 90, 160), (235, 205, 190), False),  # a blue wall says nothing of skin
+        ((90, 90, 90), (235, 205, 190), False),
+    ],
+)
+def test_a_face_goes_part_of_the_way_to_visible_skin(
+    around: tuple[int, ...], drawn: tuple[int, ...], moves: bool
+) -> None:
+    image = np.full((200, 200, 3), around, np.uint8)
+    face = aligned(image, 1.0, 0.0)
+    assert face.crop_from_image is not None
+    marks = move(face.landmarks, face.crop_from_image)
+    inside = radius(marks, 128)[..., None] < 1
+    crop = np.where(inside, np.array(drawn), np.array(around)).astype(np.uint8)
+    middle = tuple(np.rint(face.landmarks[2]).astype(int)[::-1])
+    was, now = np.array(drawn, int), blend(image, crop, face)[middle].astype(int)
+    if moves:
+        gone = (now - was) / (np.array(around) - was)
+        assert (gone > 0.05).all()
+        assert (gone < 0.6).all()
+    else:
+        assert np.abs(now - was).max() <= 1
+
+
 @pytest.mark.parametrize("level", [0.0, 3.0, 6.0])
 def test_a_new_face_has_the_grain_of_its_photograph(level: float) -> None:
     rng = np.random.default_rng(0)

@@ -14,10 +14,11 @@ from anonymize.aligners import TEMPLATE, radius
 from anonymize.embedders import CHIP, chip, chips
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
-from anonymize.identities import LIMIT, REDRAWS, invent, pseudonym
+from anonymize.identities import LIMIT, REDRAWS, invent, pseudonym, ruled_out, side
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline
+from anonymize.priors import CodePrior
 from anonymize.recipe import TrainRecipe
-from anonymize.record import Face, Pixels
+from anonymize.record import Face, Floats, Pixels
 from anonymize.stages import job
 from anonymize.train import train
 
@@ -161,6 +162,49 @@ def test_the_cell_follows_the_visible_context(inpaint: Inpaint) -> None:
     assert all(invented[str(i)].cell == i % cells for i in range(4 * cells))
 
 
+def halves_of(prior: CodePrior) -> np.ndarray:
+    return side(prior, prior.mean.double().numpy()) > 0
+
+
+def guesses(prior: CodePrior, upper: list[bool], seed: int = 0) -> dict[str, Floats | None]:
+    """Logits of people whose half a weak guess gets right three times in four."""
+    rng, halves = np.random.default_rng(seed), halves_of(prior)
+    signs = np.where(upper, 1.0, -1.0) + rng.normal(0, 1.5, len(upper))
+    spread = rng.normal(0, 0.1, (len(upper), len(halves)))
+    logits = signs[:, None] * np.where(halves, 0.45, -0.45) + spread
+    return {f"{i:04}": row.astype(np.float32) for i, row in enumerate(logits)}
+
+
+def test_what_a_set_consists_of_corrects_weak_guesses(inpaint: Inpaint) -> None:
+    prior = inpaint.prior
+    halves = halves_of(prior)
+    assert 0 < halves.sum() < len(halves)
+    upper = [i % 10 > 0 for i in range(600)]
+    people = guesses(prior, upper)
+    plain = [halves[np.argmax(logits)] for logits in people.values()]
+    ruled = ruled_out(prior, {**people, "blind": None})
+    assert ruled.pop("blind") is None
+    assert all(
+        np.isinf(logits).sum() in (halves.sum(), (~halves).sum()) for logits in ruled.values()
+    )
+    better = [halves[np.argmax(logits)] for logits in ruled.values()]
+    assert np.mean(np.array(plain) == upper) < 0.8
+    assert np.mean(np.array(better) == upper) > 0.87
+    even = [i % 2 > 0 for i in range(600)]
+    people = guesses(prior, even)
+    fair = [halves[np.argmax(logits)] for logits in ruled_out(prior, people).values()]
+    assert abs(np.mean(fair) - 0.5) < 0.1
+
+
+def test_a_few_people_decide_nothing_for_each_other(inpaint: Inpaint) -> None:
+    halves = halves_of(inpaint.prior)
+    logits = np.where(halves, 0.7, -0.7).astype(np.float32)
+    people = {**{f"{i}": logits for i in range(9)}, "odd": -logits}
+    odd = ruled_out(inpaint.prior, people)["odd"]
+    assert odd is not None
+    assert not halves[np.argmax(odd)]
+
+
 def test_the_code_does_not_depend_on_the_face(inpaint: Inpaint) -> None:
     image, other = crop(), crop()
     inside = radius(TEMPLATE, 128, "face") < 1
@@ -233,6 +277,39 @@ def test_training_learns(people: Path, tmp_path: Path) -> None:
     train(people, tmp_path, recipe, report=lines.append)
     errors = [float(line.split("context ")[1].split()[0]) for line in lines if "context " in line]
     assert errors[-1] < 0.8 * errors[0]
+
+
+def test_a_model_for_larger_crops_is_used_at_its_size(people: Path, tmp_path: Path) -> None:
+    exported = train(people, tmp_path / "out", toy(size=256), report=lambda _: None)
+    generator = Inpaint(str(exported), steps=1)
+    assert generator.size == 256
+    inside = np.zeros((256, 256), bool)
+    inside[64:192, 64:192] = True
+    large = np.kron(crop(), np.ones((2, 2, 1), np.uint8))
+    made = generator([Job(large, inside, TEMPLATE * 2, code(), 0)])
+    assert made[0].shape == (256, 256, 3)
+
+
+def test_crops_that_do_not_halve_are_refused() -> None:
+    with pytest.raises(ConfigError, match="got crops of 100 pixels, expected a multiple of 16"):
+        new_pipeline(size=100)
+
+
+def test_unknown_augmentation_is_refused() -> None:
+    with pytest.raises(ConfigError, match="without: got haze, expected some of shape, turn"):
+        toy(without=("light", "haze"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_augmentation_a_crop_is_cut_out_as_it_is(seed: int) -> None:
+    image = np.random.default_rng(9).integers(0, 256, (160, 160, 3)).astype(np.uint8)
+    marks = (TEMPLATE + 16).astype(np.float32)
+    plain, _ = augment.augment(image, marks, 128, np.random.default_rng(seed), tuple(augment.KINDS))
+    expected = image[16:-16, 16:-16]
+    same = [np.array_equal(plain, view) for view in (expected, expected[:, ::-1])]
+    assert any(same)
+    other, _ = augment.augment(image, marks, 128, np.random.default_rng(seed))
+    assert not np.array_equal(other, plain)
 
 
 def test_training_without_faces_says_so(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""How often the guess of a person's coarse cell, made without the face, agrees with the face.
+"""How often new people fit what stays visible of the old ones, as far as guessed from it.
 
     python eval/bench/cells.py SRC [--people 300] [--images 5] [--weights FOLDER]
 
 The guess sees masked pictures only, as in a run. Here, for this measurement alone, the faces are
-embedded too, and the cell nearest to the person's mean code is taken as the truth. Beside the
-guess: drawing the cell blindly, and always taking the most frequent cell of these very people.
+embedded too: the cell nearest to a person's mean code is taken as the truth, and the side of it
+along the axis in which cells differ most (`identities.side`) as apparent sex. Rows: the guess by
+itself; what a run makes of all guesses together (`identities.ruled_out`); a blind draw, as without
+context codes; and always the most frequent of these very people.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from anonymize.aligners import align
 from anonymize.detectors import MTCNN, by_subject
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.generators import Inpaint
+from anonymize.identities import ruled_out, side
 from anonymize.images import read
 from anonymize.record import Floats
 from anonymize.stages import job
@@ -55,24 +58,35 @@ def main() -> None:
         seen = job(align(image, face, generator.size), "face", False)
         return generator.cells([seen])[0], embedder([chip(image, face.landmarks)])[0]
 
-    prior, truth, guesses = generator.prior, [], []
+    prior, truth, guesses, codes_of = generator.prior, [], [], []
     means = torch.nn.functional.normalize(prior.mean, dim=1)
     with ThreadPoolExecutor() as pool:
         for paths in chosen(args.src, args.people, args.images).values():
             looks = [found for found in pool.map(look, paths) if found is not None]
             if looks:
-                guesses.append(int(np.mean([logits for logits, _ in looks], 0).argmax()))
+                guesses.append(np.mean([logits for logits, _ in looks], 0))
                 codes = prior.code(torch.from_numpy(np.stack([code for _, code in looks])))
+                codes_of.append(codes.mean(0).numpy())
                 truth.append(int((codes.mean(0) @ means.T).argmax()))
-    own, guess = np.array(truth), np.array(guesses)
-    rates = np.bincount(own, minlength=len(means)) / len(own)
-    hit = share(own == guess, np.arange(len(own)))
-    blind = float(rates @ prior.weight.numpy() / prior.weight.sum())
-    print(f"{len(own)} people, {len(means)} cells")
-    print(f"guess agrees: {hit.value:.1%} ({hit.low:.1%} to {hit.high:.1%})")
-    print(f"blind draw: {blind:.1%}; always the most frequent: {rates.max():.1%}")
-    print("people per cell, by face: ", np.bincount(own, minlength=len(means)).tolist())
-    print("people per cell, by guess:", np.bincount(guess, minlength=len(means)).tolist())
+    own, sexes = np.array(truth), side(prior, np.array(codes_of)) > 0
+    people = {f"{i:06}": logits for i, logits in enumerate(guesses)}
+    halves = side(prior, prior.mean.double().numpy()) > 0
+    rates, usual = np.bincount(own, minlength=len(means)) / len(own), prior.weight.numpy()
+    usual = usual / usual.sum()
+    print(f"{len(own)} people, {len(means)} cells\n\n| | cell right | side right |\n|---|---|---|")
+    for name, seen in (("guess", people), ("all guesses", ruled_out(prior, people))):
+        found = np.array([int(np.argmax(seen[label])) for label in people])
+        print(f"| {name} | {interval(found == own)} | {interval(halves[found] == sexes)} |")
+    above = usual[halves].sum()
+    blind = np.where(sexes, above, 1 - above).mean()
+    print(f"| blind draw | {rates @ usual:.1%} | {blind:.1%} |")
+    print(f"| most frequent | {rates.max():.1%} | {max(sexes.mean(), 1 - sexes.mean()):.1%} |")
+
+
+def interval(right: np.ndarray) -> str:
+    """A share with its 95 % interval over people."""
+    hit = share(right, np.arange(len(right)))
+    return f"{hit.value:.1%} ({hit.low:.1%} to {hit.high:.1%})"
 
 
 if __name__ == "__main__":
