@@ -151,13 +151,14 @@ def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     trust = np.clip((skin.mean() - FEW_SKIN) / FEW_SKIN, 0, 1)
     if trust == 0 or not (middle := distance < 0.6).any():
         return crop
-    new = cv2.cvtColor(np.float32(crop) / 255, cv2.COLOR_RGB2LAB)
-    around = cv2.cvtColor(np.float32(context[skin])[None] / 255, cv2.COLOR_RGB2LAB)[0]
-    gap = np.median(around, 0) - np.median(new[middle], 0)
+    new, old = (
+        cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for x in (crop, context)
+    )
+    gap = np.median(old[skin], 0) - np.median(new[middle], 0)
     shift = trust * np.clip(TONE * gap, -MOST_TONE, MOST_TONE)
     share = np.clip((1 - distance) / 0.35, 0, 1)
-    new += (share * share * (3 - 2 * share))[..., None] * shift.astype(np.float32)
-    toned = cv2.cvtColor(new, cv2.COLOR_LAB2RGB)
+    weight = np.asarray(share * share * (3 - 2 * share), np.float32)[..., None]
+    toned = cv2.cvtColor(new + weight * np.float32(shift), cv2.COLOR_LAB2RGB)
     return np.asarray((toned.clip(0, 1) * 255).round(), np.uint8)
 
 

@@ -124,7 +124,7 @@ def fit_guess(
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    optimiser.step(loss)
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         right = layer(seen[held]).argmax(1) == cells[held]
         prior.classify.weight.copy_(layer.weight / scale)

