@@ -20,9 +20,7 @@ TEMPLATE = ((ARCFACE - ARCFACE.mean(0)) * (0.68 * 128 / 112) + (64, 72)).astype(
 """(5, 2) landmarks in the 128 px head crop: smaller than ArcFace's so that hair, ears and chin
 fit in, because what is replaced reaches that far."""
 
-Extents = tuple[float, float, float]
-
-REGIONS: dict[str, Extents] = {"face": (1.2, 1.1, 1.28), "head": (1.72, 1.25, 1.75)}
+REGIONS = {"face": (1.2, 1.1, 1.28), "head": (1.72, 1.25, 1.75)}
 """How far the replaced region reaches: up from the eyes and down from the mouth in units of the
 eye-to-mouth distance, and to each side in units of the eye distance."""
 
@@ -101,7 +99,7 @@ def then(first: Floats, second: Floats) -> Floats:
     return np.hstack([second[:, :2] @ first[:, :2], shift]).astype(np.float32)
 
 
-def radius(landmarks: Floats, size: int, region: str | Extents = "face") -> Floats:
+def radius(landmarks: Floats, size: int, region: str = "face") -> Floats:
     """Distance of every crop pixel from the middle of the region: below 1 inside, 0 in the middle.
 
     The region is a superellipse along the eye-mouth axis. It shifts away from the nose tip as the
@@ -110,7 +108,7 @@ def radius(landmarks: Floats, size: int, region: str | Extents = "face") -> Floa
     Args:
         landmarks: (5, 2) crop pixels.
         size: side of the crop.
-        region: a key of `REGIONS`, or `all` for the whole crop, or extents such as its values.
+        region: a key of `REGIONS`, or `all` for the whole crop.
 
     Returns:
         (size, size) float32.
@@ -120,18 +118,13 @@ def radius(landmarks: Floats, size: int, region: str | Extents = "face") -> Floa
     return np.asarray(np.broadcast_to(distance, (size, size)), np.float32)
 
 
-def reach(
-    x: Floats, y: Floats, landmarks: Floats, size: int, region: str | Extents = "face"
-) -> Floats:
+def reach(x: Floats, y: Floats, landmarks: Floats, size: int, region: str = "face") -> Floats:
     """As `radius`, at crop pixels of one's own choice: `x` and `y` of shapes that broadcast."""
     if region == "all":
         return np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
-    if isinstance(region, str):
-        if region not in REGIONS:
-            known = ", ".join(REGIONS)
-            raise ConfigError(f"unknown region {region!r}: expected one of {known}, all")
-        region = REGIONS[region]
-    up, down, side = region
+    if region not in REGIONS:
+        raise ConfigError(f"unknown region {region!r}: expected one of {', '.join(REGIONS)}, all")
+    up, down, side = REGIONS[region]
     eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
     length = max(float(np.linalg.norm(mouth - eyes)), size * 0.14)
     along = (mouth - eyes) / max(float(np.linalg.norm(mouth - eyes)), 1e-3)

@@ -17,7 +17,6 @@ KINDS = {
     "cover": "caps, bands and collars",
     "light": "exposure, contrast, casts, saturation, light from one side, low light",
     "capture": "blur, low resolution, noise, JPEG",
-    "region": "regions that end elsewhere, as on the forehead (`training`)",
 }
 """Kinds of augmentation that can be left out, to see what each is good for."""
 

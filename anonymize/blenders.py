@@ -24,7 +24,7 @@ TONE, MOST_TONE = np.array([0.4, 0.6, 0.6]), np.array([14.0, 10.0, 10.0])
 """How far lightness, a* and b* (CIELAB) of the face go towards those of the visible skin: which
 share of the gap, and at most."""
 
-MOST_GRAIN, GRAIN_SIZE, SMOOTHEST = 6.0, 0.6, 0.1
+MOST_GRAIN, GRAIN_SIZE, SMOOTHEST = 6.0, 0.6, 0.05
 """Greatest standard deviation of added grain, in grey levels; its size in pixels; and the quantile
 of the surroundings' local deviations that counts as their grain."""
 
@@ -193,14 +193,20 @@ def _spread(values: Floats, weights: Floats, sigma: float, least: float) -> Floa
 def _grained(new: Floats, old: Pixels, far: Floats) -> Floats:
     """Adds the photograph's grain, as it is just outside the region, where the new face lacks it.
 
-    The level is that of the smoothest parts around, so that hair and edges do not count as grain.
-    The pattern depends on the face's pixels only.
+    The level is that of the smoothest parts, of what is near and of what is as light as the face if
+    that is less, so that hair, cloth and edges do not count as grain. The pattern depends on the
+    face's pixels only.
     """
     around, inside = (far >= 1) & (far < 1.5), far < 1
     if around.sum() < 64 or inside.sum() < 64:
         return new
     grey = _mean(new)
-    wanted = float(np.quantile(_grain(_mean(old))[around], SMOOTHEST))
+    before = _mean(old)
+    alike = np.abs(cv2.GaussianBlur(before, (0, 0), 3) - np.median(grey[inside])) < 50
+    grain, alike = _grain(before), alike & (far >= 1)
+    wanted = float(np.quantile(grain[around], SMOOTHEST))
+    if alike.sum() >= 64:
+        wanted = min(wanted, float(np.quantile(grain[alike], SMOOTHEST)))
     had = float(np.quantile(_grain(grey)[inside], SMOOTHEST))
     missing = min(max(wanted**2 - had**2, 0.0) ** 0.5, MOST_GRAIN)
     if not missing:

@@ -210,11 +210,7 @@ class Trainer:
     def learn_cells(self, faces: Faces, report: Callable[[str], None]) -> None:
         """Fits the prior's guess of the cell; it does not take part in the other losses."""
         recipe = replace(
-            self.recipe,
-            batch=4 * self.recipe.batch,
-            share_all=0,
-            seed=self.recipe.seed + 1,
-            without=(*self.recipe.without, "region"),
+            self.recipe, batch=4 * self.recipe.batch, share_all=0, seed=self.recipe.seed + 1
         )
         features, indices = [], []
         for step, batch in enumerate(

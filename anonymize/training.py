@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anonymize.aligners import Extents, heat, radius
+from anonymize.aligners import heat, radius
 from anonymize.augment import augment
 from anonymize.errors import ConfigError
 from anonymize.faces import Faces
@@ -57,9 +57,7 @@ def _sample(
     )
     kind = rng.random()
     head, whole = recipe.share_head, recipe.share_head + recipe.share_all
-    region: str | Extents = "head" if kind < head else "all" if kind < whole else "face"
-    if region == "face" and "region" not in recipe.without and rng.random() < 0.6:
-        region = rng.uniform(0.5, 1.4), rng.uniform(0.9, 1.2), rng.uniform(1.05, 1.4)
+    region = "head" if kind < head else "all" if kind < whole else "face"
     away = radius(marks, recipe.size, region) / np.float32(rng.uniform(0.95, 1.1))
     rim = np.where(away < 1, np.clip(2.5 * away - 1.5, 0, 1), np.float32(0))
     return index, crop, marks, away < 1, rim, heat(marks, recipe.size)
