@@ -99,7 +99,8 @@ class Inpaint:
 
     Args:
         weights: folder of an exported pipeline; default is the one that comes with the package.
-        steps: denoising steps, 1 to 4; the second one takes specks and patches away.
+        steps: denoising steps, 1 or 2; the second one takes specks and patches away, and further
+            ones identity (model card).
         device: a torch device type.
 
     Raises:
@@ -119,7 +120,7 @@ class Inpaint:
         from anonymize.packages import package_file
 
         if not 1 <= steps <= 50:
-            raise ConfigError(f"got {steps} steps, expected 1 to 50 (1 to 4 are useful)")
+            raise ConfigError(f"got {steps} steps, expected 1 to 50 (1 and 2 are useful)")
         folder = Path(weights) if weights else bundled("inpaint-128")
         self.hashes = check_sums(folder)
         logging.disable_progress_bar()

@@ -101,7 +101,7 @@ class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
             context: (N, 7, S, S) as `contexts` makes it.
             code: (N, 128) unit identity codes.
             noise: (N, 3, S, S) standard normal, the only source of randomness.
-            steps: scheduler steps, 1 to 4 are useful.
+            steps: scheduler steps, 1 or 2 are useful.
 
         Returns:
             (N, 3, S, S) in -1..1, the whole crop; outside the region it repeats the context.

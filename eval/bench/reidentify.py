@@ -13,6 +13,8 @@ the one that the probe was made from. Probe: each output. Rows are embedders x r
 * same-key rank-1: share of outputs whose nearest other output is of the same person
 * same-key TAR@1e-3: share of mated pairs of outputs below the distance that 0.1 % of non-mated
   pairs of outputs fall below
+* collisions: share of pairs of outputs of different people below the distance that 0.1 % of
+  non-mated pairs of originals fall below
 
 The first row of each embedder has the originals as probes. A release made by `mask` is the floor
 that the context alone gives: no face can be found in it, so the originals' landmarks are used.
@@ -142,7 +144,8 @@ def measure(
     for name, probes in {"originals": originals, **releases}.items():
         seen = embed(probes, embedder)
         across, among = distances(seen, gallery), distances(seen, seen)
-        strangers = among[probes.people[:, None] != probes.people]
+        different = probes.people[:, None] != probes.people
+        strangers, whose = among[different], probes.people[np.nonzero(different)[0]]
         rows.append(
             {
                 "embedder": embedder.name,
@@ -153,6 +156,7 @@ def measure(
                 "tar": tar(across, limit, probes, originals),
                 "same_key_rank1": rank1(among, probes, probes),
                 "same_key_tar": tar(among, float(np.quantile(strangers, 1e-3)), probes, probes),
+                "collisions": interval(strangers < limit, whose),
             }
         )
     return rows
@@ -160,12 +164,12 @@ def measure(
 
 def show(rows: list[dict[str, object]], line: Callable[[str], None] = print) -> None:
     """Prints the rows as a Markdown table, per cent with intervals."""
-    titles = "rank-1 | centred | TAR@1e-3 | same-key rank-1 | same-key TAR@1e-3"
+    titles = "rank-1 | centred | TAR@1e-3 | same-key rank-1 | same-key TAR@1e-3 | collisions"
     line(f"| embedder | probes | face found | {titles} |")
-    line("|" + 8 * "---|")
+    line("|" + 9 * "---|")
     for row in rows:
         cells = [str(row["embedder"]), str(row["probes"]), f"{100 * float(str(row['found'])):.1f}"]
-        for name in ("rank1", "centred", "tar", "same_key_rank1", "same_key_tar"):
+        for name in ("rank1", "centred", "tar", "same_key_rank1", "same_key_tar", "collisions"):
             mean, low, high = row[name]  # type: ignore[misc]
             cells.append(f"{100 * mean:.2f} ({100 * low:.2f} to {100 * high:.2f})")
         line("| " + " | ".join(cells) + " |")
