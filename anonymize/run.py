@@ -15,7 +15,7 @@ from anonymize import engines, identities, kept, registry
 from anonymize import recipe as recipes
 from anonymize.engines import Engine
 from anonymize.enrolment import Choice, enrol, open_again
-from anonymize.errors import ConfigError
+from anonymize.errors import ConfigError, WeightsError
 from anonymize.generators import Job, Learner, promise
 from anonymize.identities import Person
 from anonymize.lists import read_labels
@@ -116,7 +116,7 @@ def run(
             recipe = recipes.build(Recipe, stored, str(state.folder))
         job = _Run(source.absolute(), release, recipe, state, start, progress, people_file)
         return job.whole(choice, retry)
-    except ConfigError:
+    except (ConfigError, WeightsError):
         if not again and not state.count("faces IS NOT NULL OR withheld IS NOT NULL"):
             state.close()  # nothing was begun: leave nothing behind
             shutil.rmtree(state.folder)

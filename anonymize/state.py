@@ -104,8 +104,7 @@ class State:
         except sqlite3.Error as error:
             raise ReleaseError(f"{folder / 'state.sqlite'} is damaged: {error}") from error
         self.scratch = folder / "scratch"
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir()
+        self.scratch.mkdir(exist_ok=True)  # not emptied: a run may be using it
 
     def close(self) -> None:
         """Lets go of the database; closing twice is harmless."""
@@ -367,6 +366,8 @@ def open_state(release: Path, key: bytes | None, resume: bool, overwrite: bool) 
         state = State(private)
         if key is not None and key != state.key:
             raise ConfigError(f"--key-file holds another key than {private}; resume with that one")
+        shutil.rmtree(state.scratch)  # what a killed run left
+        state.scratch.mkdir()
         return state
     if private.exists():
         raise ReleaseError(

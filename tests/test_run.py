@@ -24,7 +24,7 @@ from anonymize import identities, kept
 from anonymize.cli import main
 from anonymize.detectors import MTCNN
 from anonymize.embedders import DlibEmbedder, chip
-from anonymize.errors import ConfigError, ReleaseError
+from anonymize.errors import ConfigError, ReleaseError, WeightsError
 from anonymize.generators import Mask
 from anonymize.images import read
 from anonymize.readers import Folder
@@ -542,6 +542,14 @@ def test_an_unknown_generator_leaves_nothing_behind(dataset: Path, tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"people"}
 
 
+def test_weights_that_do_not_fit_leave_nothing_behind(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    recipe = Recipe(generator_options={"weights": str(tmp_path / "weights")})
+    with pytest.raises(WeightsError, match="no SHA256SUMS"):
+        run(dataset, tmp_path / "release", recipe)
+    assert not private_folder(tmp_path / "release").exists()
+
+
 def test_a_late_error_keeps_key_and_journal(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -559,6 +567,17 @@ def test_a_late_error_keeps_key_and_journal(
     with pytest.raises(ReleaseError, match="not finished"):
         run(dataset, tmp_path / "release", retry=True)
     assert run(dataset, tmp_path / "release", resume=True).read == 9
+
+
+def test_who_reads_links_leaves_a_run_alone(dataset: Path, tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    run(dataset, release, Recipe(generator="mask"), key=KEY)
+    half = private_folder(release) / "scratch" / "half"
+    half.write_bytes(b"not yet moved to its place")
+    assert read_links(release)
+    assert half.exists()
+    run(dataset, release, Recipe(generator="mask"), key=KEY, resume=True)
+    assert not half.exists()
 
 
 def test_a_full_destination_is_refused_and_untouched(dataset: Path, tmp_path: Path) -> None:
