@@ -224,11 +224,17 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert digests(tmp_path / "release") == digests(release)
 
 
+def heed_interrupts() -> None:
+    """For a child: what a shell starts in the background ignores Ctrl-C, and hands that down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupt_exits_130_and_says_how_to_go_on(dataset: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "anonymize", "run", str(dataset), str(tmp_path / "release")],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     assert process.stderr is not None
     assert any(line.startswith("survey:") for line in process.stderr)
@@ -856,6 +862,7 @@ def test_being_told_to_stop_ends_resumably(number: int, dataset: Path, tmp_path:
         [*map(str, command), "--batch-size", "1", "--workers", "1"],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     assert process.stderr is not None
     for line in process.stderr:
