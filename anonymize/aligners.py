@@ -24,6 +24,10 @@ REGIONS = {"face": (1.2, 1.1, 1.28), "head": (1.72, 1.25, 1.75)}
 """How far the replaced region reaches: up from the eyes and down from the mouth in units of the
 eye-to-mouth distance, and to each side in units of the eye distance."""
 
+NEAR, FAR = 0.6, 1.0
+"""How much further the region reaches on the cheek that a turned head shows, and how much less far
+on the other, in units of the nose tip's way from the middle of the face."""
+
 
 def similarity(source: Floats, target: Floats) -> Floats:
     """Least-squares similarity (rotation, one scale, shift) between point sets (Umeyama 1991).
@@ -102,8 +106,9 @@ def then(first: Floats, second: Floats) -> Floats:
 def radius(landmarks: Floats, size: int, region: str = "face") -> Floats:
     """Distance of every crop pixel from the middle of the region: below 1 inside, 0 in the middle.
 
-    The region is a superellipse along the eye-mouth axis. It shifts away from the nose tip as the
-    head turns, because the cheek that is in view lies there.
+    The region is a superellipse along the eye-mouth axis. As the head turns, it reaches further on
+    the side away from the nose tip, where a cheek comes into view, and less far on the other, where
+    a cheek goes out of it: what lies behind the head would have to be made up there.
 
     Args:
         landmarks: (5, 2) crop pixels.
@@ -131,10 +136,11 @@ def reach(x: Floats, y: Floats, landmarks: Floats, size: int, region: str = "fac
     across = np.array([along[1], -along[0]])
     width = max(float(np.linalg.norm(landmarks[1] - landmarks[0])), 0.87 * length)
     turn = float(np.clip((landmarks[2] - (eyes + mouth) / 2) @ across, -width, width))
-    middle = eyes + along * length * (1 + down - up) / 2 - across * 0.35 * turn
+    middle = eyes + along * length * (1 + down - up) / 2 - across * (NEAR + FAR) / 2 * turn
     right, below = x - middle[0], y - middle[1]
     high = np.abs(right * along[0] + below * along[1]) / (length * (1 + up + down) / 2)
-    wide = np.abs(right * across[0] + below * across[1]) / (width * side + 0.25 * abs(turn))
+    half = width * side + (NEAR - FAR) / 2 * abs(turn)
+    wide = np.abs(right * across[0] + below * across[1]) / half
     return np.asarray((high**2.4 + wide**2.4) ** (1 / 2.4), np.float32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -30,7 +31,13 @@ of the surroundings' local deviations that counts as their grain."""
 
 
 def blend(
-    image: Pixels, crop: Pixels, face: Face, region: str = "face", *, match: bool = True
+    image: Pixels,
+    crop: Pixels,
+    face: Face,
+    region: str = "face",
+    *,
+    match: bool = True,
+    front: Sequence[Face] = (),
 ) -> Pixels:
     """Replaces the region of one face; every pixel outside the region stays as it is.
 
@@ -40,6 +47,7 @@ def blend(
         face: with landmarks, `crop` as it was cut, and `crop_from_image`.
         region: a key of `aligners.REGIONS`.
         match: shift the new face's colours so that they continue the context's at the border.
+        front: aligned faces of heads in front of this one, which have been replaced and stay.
 
     Returns:
         A new (H, W, 3) image.
@@ -53,6 +61,9 @@ def blend(
         crop = _matched(_toned(crop, face.crop, distance, marks), face.crop, distance)
     part, shifted, far = _placed(image, face, distance)
     old, share = image[part], _share(far)
+    for other in front:
+        nearer = _seen_from(part, other, _distance(other, len(crop), region))[1]
+        share *= 1 - _share(nearer + FEATHER)  # beyond its feather, which lets this face through
     new = _pulled(crop, shifted, old.shape[1::-1])
     if match:
         new = _grained(new, old, far)
@@ -107,9 +118,18 @@ def _placed(
     x1, y1, x2, y2 = _bounds(image, face.crop_from_image, len(distance))
     if x1 >= x2 or y1 >= y2:
         raise Withhold("face lies outside the picture")
-    shifted = then(np.array([[1, 0, x1], [0, 1, y1]], np.float32), face.crop_from_image)
-    far = _pull(distance, shifted, (x2 - x1, y2 - y1), cv2.INTER_LINEAR, 2.0)
-    return (slice(y1, y2), slice(x1, x2)), shifted, far
+    part = (slice(y1, y2), slice(x1, x2))
+    return part, *_seen_from(part, face, distance)
+
+
+def _seen_from(part: tuple[slice, slice], face: Face, distance: Floats) -> tuple[Floats, Floats]:
+    """For a part of an image, the matrix from there to a face's crop, and `distance` there."""
+    assert face.crop_from_image is not None
+    y, x = part
+    shift = np.array([[1, 0, x.start], [0, 1, y.start]], np.float32)
+    shifted = then(shift, face.crop_from_image)
+    size = (x.stop - x.start, y.stop - y.start)
+    return shifted, _pull(distance, shifted, size, cv2.INTER_LINEAR, 2.0)
 
 
 def _share(far: Floats) -> Floats:

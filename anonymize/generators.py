@@ -99,8 +99,11 @@ class Inpaint:
 
     Args:
         weights: folder of an exported pipeline; default is the one that comes with the package.
-        steps: denoising steps, 1 or 2; the second one takes specks and patches away, and further
-            ones identity (model card).
+        steps: denoising steps; further ones than the first make faces softer and, from the third
+            on, people less distinct (model card).
+        noise: standard deviation of the noise that faces start from. The networks were trained with
+            1; less draws what is most typical of a person in that place, without the specks and
+            patches that noise brings (truncation, Brock et al. 2019).
         device: a torch device type.
 
     Raises:
@@ -110,7 +113,9 @@ class Inpaint:
     name = "inpaint"
     baseline = False
 
-    def __init__(self, weights: str = "", steps: int = 2, device: str = "cpu") -> None:
+    def __init__(
+        self, weights: str = "", steps: int = 1, noise: float = 0.2, device: str = "cpu"
+    ) -> None:
         import torch
         from diffusers.utils import logging
 
@@ -121,6 +126,8 @@ class Inpaint:
 
         if not 1 <= steps <= 50:
             raise ConfigError(f"got {steps} steps, expected 1 to 50 (1 and 2 are useful)")
+        if not 0 <= noise <= 1:
+            raise ConfigError(f"got noise {noise}, expected 0 to 1 (0.2 is the default)")
         folder = Path(weights) if weights else bundled("inpaint-128")
         self.hashes = check_sums(folder)
         logging.disable_progress_bar()
@@ -133,7 +140,7 @@ class Inpaint:
         for part in ("unet", "adapter"):
             tuned(getattr(self._pipeline, part), device, bf16=True)
         self.prior = self._pipeline.prior
-        self.size, self.steps, self.device = self._pipeline.size, steps, device
+        self.size, self.steps, self.noise, self.device = self._pipeline.size, steps, noise, device
 
     @property
     def draft(self) -> Inpaint:
@@ -192,7 +199,7 @@ class Inpaint:
             lambda context, code, start: self._pipeline(context, code, start, self.steps),
             self.context(jobs),
             torch.from_numpy(codes),
-            torch.from_numpy(np.stack(noise)),
+            torch.from_numpy(np.stack(noise)) * self.noise,
             device=self.device,
             batch=batch,
         )

@@ -93,14 +93,14 @@ class InpaintPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @torch.inference_mode()
     def __call__(
-        self, context: Tensor, code: Tensor, noise: Tensor, steps: int = 2, **_: Any
+        self, context: Tensor, code: Tensor, noise: Tensor, steps: int = 1, **_: Any
     ) -> Tensor:
         """Generates faces.
 
         Args:
             context: (N, 7, S, S) as `contexts` makes it.
             code: (N, 128) unit identity codes.
-            noise: (N, 3, S, S) standard normal, the only source of randomness.
+            noise: (N, 3, S, S) normal, standard deviation up to 1; the only source of randomness.
             steps: scheduler steps, 1 or 2 are useful.
 
         Returns:

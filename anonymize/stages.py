@@ -184,14 +184,18 @@ class Replace:
                 for (i, k), face in zip(turn, faces, strict=True)
             ]
             drawn = self.generator(jobs)
-            for (i, _), face, crop in zip(turn, faces, drawn, strict=True):
-                images[i] = self._put(images[i], crop, face)
+            for (i, k), face, crop in zip(turn, faces, drawn, strict=True):
+                images[i] = self._put(images[i], crop, face, records[i].faces[:k])
         return images
 
-    def _put(self, image: Pixels, crop: Pixels, face: Face) -> Pixels:
+    def _put(self, image: Pixels, crop: Pixels, face: Face, replaced: Sequence[Face]) -> Pixels:
         if getattr(self.generator, "additive", False):
             return overlay(image, crop, face, self.region)
-        return blend(image, crop, face, self.region, match=not self.generator.baseline)
+        size, match = self.generator.size, not self.generator.baseline
+        front = [
+            align(image, other, size) for other in replaced if in_front(other, face, self.region)
+        ]
+        return blend(image, crop, face, self.region, match=match, front=front)
 
     def _job(self, record: Record, face: Face, index: int, attempt: int) -> Job:
         blank = job(face, self.region, self.generator.baseline)
@@ -302,6 +306,27 @@ class Replace:
             return False
         away = np.linalg.norm(fresh - self.templates(identity))
         return bool(away < self.embedder.TEMPLATE_FMR[rate])
+
+
+def in_front(other: Face, face: Face, region: str) -> bool:
+    """Whether another head hides part of a face's region: it is larger, so nearer, and close by.
+
+    One whose nose lies within the region is the same face, found again, and hides nothing.
+
+    Args:
+        other: with box and landmarks.
+        face: aligned.
+        region: a key of `aligners.REGIONS`.
+    """
+    assert face.crop is not None
+    assert face.crop_from_image is not None
+    high, here = (f.box[3] - f.box[1] for f in (other, face))
+    apart = float(np.abs(other.landmarks[2] - face.landmarks[2]).max())
+    if high <= here or apart > 2 * (high + here):
+        return False
+    marks = move(np.stack([*face.landmarks, other.landmarks[2]]), face.crop_from_image)
+    x, y = marks[5:].T
+    return bool(reach(x, y, marks[:5], len(face.crop), region)[0] > 1)
 
 
 def _embeddings(embedder: DlibEmbedder, faces: Sequence[tuple[Pixels, Face]]) -> list[Floats]:

@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "perturb-pgd": {"generator": "perturb:pgd"},
     "inpaint": {"generator": "inpaint"},
     "inpaint-head": {"generator": "inpaint", "region": "head"},
-    "inpaint-1-step": {"generator": "inpaint", "generator_options": {"steps": 1}},
+    "inpaint-2-steps": {"generator": "inpaint", "generator_options": {"steps": 2}},
 }
 """What is compared unless something else is asked for: recipes by name."""
 

@@ -161,7 +161,7 @@ def diffusion(source: Path, paths: Sequence[Path], out: Path, workers: int, cloc
 
 SYSTEMS: dict[str, System] = {
     "anonymize inpaint": ours("inpaint"),
-    "inpaint in 1 step": ours("inpaint", steps=1),
+    "inpaint in 2 steps": ours("inpaint", steps=2),
     "anonymize blur": ours("blur"),
     "deface blur": deface_blur,
     "decode and encode": floor,

@@ -22,7 +22,8 @@ from anonymize.embedders import DLIB_RESNET, DlibEmbedder, DlibResNet, chip
 from anonymize.errors import ConfigError, WeightsError, Withhold
 from anonymize.images import read
 from anonymize.packages import package_file
-from anonymize.record import Face, Pixels
+from anonymize.record import Face, Floats, Pixels
+from anonymize.stages import in_front
 
 FIVE_POINTS = "models/shape_predictor_5_face_landmarks.dat"
 
@@ -171,6 +172,22 @@ def test_head_contains_face_and_unknown_regions_are_refused() -> None:
         radius(TEMPLATE, 128, "foot")
 
 
+def test_region_of_a_turned_head_has_the_near_cheek_and_less_of_what_is_behind_the_far_one() -> (
+    None
+):
+    turned = TEMPLATE.copy()
+    turned[2, 0] += 8
+
+    def reaches(landmarks: Floats) -> tuple[int, int]:
+        columns = np.flatnonzero((radius(landmarks, 128) < 1).any(0))
+        return int(columns[0]), int(columns[-1])
+
+    (left, right), (near, far) = reaches(TEMPLATE), reaches(turned)
+    assert near < left
+    eyes = turned[1, 0] - turned[0, 0]
+    assert turned[1, 0] + 0.35 * eyes < far < right - 4
+
+
 def test_landmark_maps_peak_at_the_landmarks() -> None:
     maps = heat(TEMPLATE, 128)
     assert maps.shape == (3, 128, 128)
@@ -303,6 +320,56 @@ def test_the_middle_of_the_region_is_the_new_face_only() -> None:
         outputs.append(blend(image, crop, face, match=False)[inside])
     assert (outputs[0] == outputs[1]).all()
     assert (outputs[0] == 90).all()
+
+
+def test_a_head_in_front_stays_and_nothing_of_the_one_behind_shines_through() -> None:
+    size = (200, 260)
+    outputs = []
+    for value in (0, 255):
+        image = np.full((*size, 3), 50, np.uint8)
+        behind, front = (shifted(aligned(image, 1.0, 0), by) for by in (30, -30))
+        far, near = (placed(face, size) for face in (behind, front))
+        image[(far < 0.85) | (near < 0.85)] = value
+        image = blend(image, np.full((128, 128, 3), 200, np.uint8), front, match=False)
+        new = np.full((128, 128, 3), 90, np.uint8)
+        outputs.append(blend(image, new, behind, match=False, front=[front]))
+    inside = (far < 0.8) | (near < 0.8)
+    assert (outputs[0] == outputs[1])[inside].all()
+    assert (outputs[0][near < 0.7] == 200).all()
+    assert (outputs[0][(far < 0.8) & (near > 1)] == 90).all()
+
+
+def test_a_larger_head_close_by_is_in_front() -> None:
+    image = np.zeros((300, 600, 3), np.uint8)
+    face = aligned(image, 1.0, 0)
+
+    def other(scale: float, by: float) -> Face:
+        return shifted(aligned(image, scale, 0), by)
+
+    assert in_front(other(1.3, 80), face, "face")
+    assert not in_front(other(0.8, 80), face, "face")
+    assert not in_front(other(1.3, 10), face, "face")  # the same face, found again
+    assert not in_front(other(1.3, 290), face, "face")
+
+
+def shifted(face: Face, by: float) -> Face:
+    """The same further to the right in its picture, whose crop is of no account."""
+    assert face.crop_from_image is not None
+    there = np.array([[1, 0, -by], [0, 1, 0]], np.float32)
+    return face.but(
+        box=face.box + np.float32([by, 0, by, 0]),
+        landmarks=face.landmarks + np.float32([by, 0]),
+        crop_from_image=then(there, face.crop_from_image),
+    )
+
+
+def placed(face: Face, size: tuple[int, int]) -> Floats:
+    """`radius` of a face's region at the picture's own pixels, 2 beyond the crop."""
+    matrix = face.crop_from_image
+    assert matrix is not None
+    distance = radius(move(face.landmarks, matrix), 128)
+    how = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderValue": 2.0}
+    return np.asarray(cv2.warpAffine(distance, matrix, size[::-1], **how))
 
 
 def test_colours_are_matched_to_the_context() -> None:

@@ -88,6 +88,18 @@ def test_one_and_four_steps_work_and_others_are_refused(inpaint: Inpaint) -> Non
         Inpaint(steps=0)
 
 
+def test_less_noise_leaves_less_to_the_seed() -> None:
+    seeds = [blank_job(crop(), seed=seed) for seed in (1, 2)]
+
+    def apart(noise: float) -> float:
+        one, other = Inpaint(noise=noise)(seeds)
+        return float(np.abs(one.astype(float) - other).mean())
+
+    assert apart(0) == 0 < apart(0.2) < apart(1)
+    with pytest.raises(ConfigError, match="noise -1"):
+        Inpaint(noise=-1)
+
+
 def test_a_job_without_a_code_is_refused(inpaint: Inpaint) -> None:
     bare = blank_job(crop())
     with pytest.raises((ConfigError, ValueError)):
