@@ -25,6 +25,10 @@ TONE, MOST_TONE = np.array([0.4, 0.6, 0.6]), np.array([14.0, 10.0, 10.0])
 """How far lightness, a* and b* (CIELAB) of the face go towards those of the visible skin: which
 share of the gap, and at most."""
 
+NEARBY, STRAY = 0.1, 3.0
+"""How near, as a share of the crop's side, a colour has to be visible to be believed in the outer
+part of the region; and how far a* and b* may go beyond those that are."""
+
 MOST_GRAIN, GRAIN_SIZE, SMOOTHEST = 6.0, 0.6, 0.05
 """Greatest standard deviation of added grain, in grey levels; its size in pixels; and the quantile
 of the surroundings' local deviations that counts as their grain."""
@@ -58,7 +62,8 @@ def blend(
     if match:
         assert face.crop_from_image is not None
         marks = move(face.landmarks, face.crop_from_image)
-        crop = _matched(_toned(crop, face.crop, distance, marks), face.crop, distance)
+        crop = _toned(_tamed(crop, face.crop, distance), face.crop, distance, marks)
+        crop = _matched(crop, face.crop, distance)
     part, shifted, far = _placed(image, face, distance)
     old, share = image[part], _share(far)
     for other in front:
@@ -180,6 +185,38 @@ def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     weight = np.asarray(share * share * (3 - 2 * share), np.float32)[..., None]
     toned = cv2.cvtColor(new + weight * np.float32(shift), cv2.COLOR_LAB2RGB)
     return np.asarray((toned.clip(0, 1) * 255).round(), np.uint8)
+
+
+def _tamed(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
+    """Takes away stray colours around the face, such as a blue shimmer on grey hair.
+
+    Towards the border a* and b* stay within the range of what is visible nearby and of the new
+    face's middle; lightness stays.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB, the generated crop.
+        context: (S, S, 3) the crop as it was, of which only what lies outside the region is used.
+        distance: (S, S), see `aligners.radius`.
+    """
+    outside, middle = distance >= 1, distance < 0.5
+    if not outside.any() or not middle.any():
+        return crop
+    new, old = (
+        cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for x in (crop, context)
+    )
+    old, reach = cv2.GaussianBlur(old, (0, 0), 1), round(NEARBY * len(crop))
+    near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    share = np.clip((distance - 0.5) / 0.2, 0, 1) * ~outside
+    for part in (1, 2):
+        values, seen = new[..., part], old[..., part]
+        low, high = np.quantile(values[middle], [0.05, 0.95])
+        most = cv2.dilate(np.where(outside, seen, np.float32(high)), near)
+        least = cv2.erode(np.where(outside, seen, np.float32(low)), near)
+        most = cv2.GaussianBlur(np.maximum(most, np.float32(high)), (0, 0), 2) + STRAY
+        least = cv2.GaussianBlur(np.minimum(least, np.float32(low)), (0, 0), 2) - STRAY
+        values += share * (np.clip(values, least, most) - values)
+    tamed = cv2.cvtColor(new, cv2.COLOR_LAB2RGB)
+    return np.asarray((tamed.clip(0, 1) * 255).round(), np.uint8)
 
 
 def _matched(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:

@@ -372,6 +372,23 @@ def placed(face: Face, size: tuple[int, int]) -> Floats:
     return np.asarray(cv2.warpAffine(distance, matrix, size[::-1], **how))
 
 
+def test_colours_that_are_neither_in_the_face_nor_nearby_are_taken_from_around_it() -> None:
+    image = np.full((128, 128, 3), 120, np.uint8)
+    face = aligned(image, 1.0, 0)
+    distance = radius(TEMPLATE, 128)
+    crop = np.where((distance < 1)[..., None], (190, 150, 130), image).astype(np.uint8)
+    rows = np.arange(128)[:, None]
+    top = (distance > 0.75) & (distance < 0.9) & (rows < 40)
+    crop[top] = (90, 120, 220)
+    out = blend(image, crop, face).astype(int)
+    assert crop[top].astype(int)[:, 2].mean() - crop[top][:, 0].mean() > 100
+    assert np.abs(out[top][:, 2] - out[top][:, 0]).mean() < 30
+    image[:30] = (90, 120, 220)  # a blue cap
+    crop[:30][distance[:30] > 1] = image[0, 0]
+    out = blend(image, crop, aligned(image, 1.0, 0)).astype(int)
+    assert (out[top][:, 2] - out[top][:, 0]).mean() > 80
+
+
 def test_colours_are_matched_to_the_context() -> None:
     image = np.full((200, 200, 3), (200, 120, 60), np.uint8)
     face = aligned(image, 1.0, 0.0)
