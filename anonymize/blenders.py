@@ -176,15 +176,12 @@ def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     trust = np.clip((skin.mean() - FEW_SKIN) / FEW_SKIN, 0, 1)
     if trust == 0 or not (middle := distance < 0.6).any():
         return crop
-    new, old = (
-        cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for x in (crop, context)
-    )
+    new, old = _lab(crop), _lab(context)
     gap = np.median(old[skin], 0) - np.median(new[middle], 0)
     shift = trust * np.clip(TONE * gap, -MOST_TONE, MOST_TONE)
     share = np.clip((1 - distance) / 0.35, 0, 1)
     weight = np.asarray(share * share * (3 - 2 * share), np.float32)[..., None]
-    toned = cv2.cvtColor(new + weight * np.float32(shift), cv2.COLOR_LAB2RGB)
-    return np.asarray((toned.clip(0, 1) * 255).round(), np.uint8)
+    return _rgb(new + weight * np.float32(shift))
 
 
 def _tamed(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
@@ -201,9 +198,7 @@ def _tamed(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
     outside, middle = distance >= 1, distance < 0.5
     if not outside.any() or not middle.any():
         return crop
-    new, old = (
-        cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for x in (crop, context)
-    )
+    new, old = _lab(crop), _lab(context)
     old, reach = cv2.GaussianBlur(old, (0, 0), 1), round(NEARBY * len(crop))
     near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     share = np.clip((distance - 0.5) / 0.2, 0, 1) * ~outside
@@ -215,8 +210,18 @@ def _tamed(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
         most = cv2.GaussianBlur(np.maximum(most, np.float32(high)), (0, 0), 2) + STRAY
         least = cv2.GaussianBlur(np.minimum(least, np.float32(low)), (0, 0), 2) - STRAY
         values += share * (np.clip(values, least, most) - values)
-    tamed = cv2.cvtColor(new, cv2.COLOR_LAB2RGB)
-    return np.asarray((tamed.clip(0, 1) * 255).round(), np.uint8)
+    return _rgb(new)
+
+
+def _lab(image: Pixels) -> Floats:
+    """RGB to CIELAB (H, W, 3), float32."""
+    return np.asarray(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
+
+
+def _rgb(lab: Floats) -> Pixels:
+    """The way back."""
+    image = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    return np.asarray((image.clip(0, 1) * 255).round(), np.uint8)
 
 
 def _matched(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
