@@ -101,9 +101,9 @@ class Inpaint:
         weights: folder of an exported pipeline; default is the one that comes with the package.
         steps: denoising steps; further ones than the first make faces softer and, from the third
             on, people less distinct (model card).
-        noise: standard deviation of the noise that faces start from. The networks were trained with
-            1; less draws what is most typical of a person in that place, without the specks and
-            patches that noise brings (truncation, Brock et al. 2019).
+        noise: standard deviation of the noise that faces start from. Little of it draws what is
+            most typical of a person in that place, without the specks and patches that noise
+            brings (truncation, Brock et al. 2019); whole crops need 1.
         device: a torch device type.
 
     Raises:

@@ -85,7 +85,9 @@ class TrainRecipe:
             hairline, cheeks and jaw continue what is visible whoever the new person is), L1 of the
             region averaged over an eighth of the crop (skin tone and light come from the picture),
             L1 outside the region, 1 - cosine to the code, the adversary's feature matching (own
-            code only), the adversary's verdict.
+            code only), the adversary's verdict, L1 of new people to what a second sampling step
+            makes of them.
+        noise: standard deviation of the noise that faces start from, as runs have it.
         steepness: weight of the adversary's R1 penalty.
         warmup: steps over which the adversary's and the recogniser's weights rise.
         share_head, share_all: how often the region is `head`, or the whole crop; else `face`.
@@ -110,12 +112,13 @@ class TrainRecipe:
     ema: float = 0.999
     pixels: float = 3.0
     rim: float = 3.0
-    tone: float = 2.0
+    tone: float = 3.0
     context: float = 2.0
     identity: float = 0.5
     features: float = 1.0
     adversary: float = 0.7
     settle: float = 2.0
+    noise: float = 0.2
     steepness: float = 0.1
     warmup: int = 300
     share_head: float = 0.2

@@ -127,14 +127,18 @@ class Trainer:
         return torch.cat([mine, new])
 
     def _noised(self, batch: Batch, own: int) -> tuple[Tensor, Tensor]:
-        """The region's starting pixels and their time steps: mostly pure noise."""
+        """The region's starting pixels and their time steps: mostly nothing but noise.
+
+        Its standard deviation is the recipe's, and 1 where a whole crop has to come from it.
+        """
         count, last = len(batch.crops), len(self.alphas) - 1
         when = torch.full((count,), last, device=self.device)
         some = torch.rand(count, device=self.device) < 2 * self.recipe.share_noised
         some[own:] = False
         when[some] = torch.randint(200, last, (int(some.sum()),), device=self.device)
         alpha = self.alphas[when][:, None, None, None]
-        noise = torch.randn_like(batch.crops)
+        seen = batch.context[:, 3:4].amin((1, 2, 3), keepdim=True) == 0
+        noise = torch.randn_like(batch.crops) * torch.where(seen, self.recipe.noise, 1.0)
         noisy = alpha.sqrt() * batch.crops + (1 - alpha).sqrt() * noise
         return noisy * batch.context[:, 3:4], when
 
@@ -297,13 +301,14 @@ def _smeared(chips: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sheet(pipeline: InpaintPipeline, batch: Batch, codes: Tensor, path: Path) -> None:
+def sheet(pipeline: InpaintPipeline, batch: Batch, codes: Tensor, noise: float, path: Path) -> None:
     """Draws a contact sheet: a row for each picture, its context and then each of the codes."""
     count, kinds = len(batch.crops), len(codes)
     context = batch.context.repeat_interleave(kinds, 0)
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(count * kinds, *batch.crops.shape[1:], generator=generator)
-    drawn = pipeline(context, codes.repeat(count, 1), noise.to(context.device))
+    normal = torch.randn(count * kinds, *batch.crops.shape[1:], generator=generator)
+    start = (noise * normal).to(context.device)
+    drawn = pipeline(context, codes.repeat(count, 1), start)
     mask = context[:, 3:4]
     seen = batch.crops.repeat_interleave(kinds, 0) * (1 - mask)
     rows = (seen + drawn * mask).reshape(count, kinds, *drawn.shape[1:])
@@ -352,7 +357,8 @@ def train(
     view, codes = _view(trainer, faces)
 
     def saved() -> None:
-        sheet(trainer.export(out / "export"), view, codes, out / f"sheet-{trainer.step:06}.png")
+        path = out / f"sheet-{trainer.step:06}.png"
+        sheet(trainer.export(out / "export"), view, codes, recipe.noise, path)
 
     stream = batches(faces, recipe, trainer.step, device)
     drive(trainer, stream, recipe.steps, checkpoint, minutes=minutes, report=report, saved=saved)

@@ -335,6 +335,19 @@ def test_handles_do_not_repeat() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
+def test_skin_changes_and_what_is_not_of_its_colour_stays(seed: int) -> None:
+    """Lightness moves by as much everywhere on skin; a wall and dark hair keep their colours."""
+    rng, portrait = np.random.default_rng(seed), np.full((128, 128, 3), (70, 110, 160), np.uint8)
+    portrait[:30], portrait[30:] = (40, 32, 30), (205, 160, 140)
+    portrait[:, :16] = (70, 110, 160)
+    changed = augment.skin(portrait, TEMPLATE, rng).astype(int) - portrait
+    assert np.abs(changed[40:, 24:] - changed[60, 64]).max() <= 2
+    assert np.abs(changed[60, 64]).max() > 2
+    assert np.abs(changed[:, :12]).max() <= 2
+    assert np.abs(changed[:24]).max() <= 6
+
+
+@pytest.mark.parametrize("seed", range(8))
 def test_clothes_cover_their_part_of_the_head(seed: int) -> None:
     """A collar leaves the face above the mouth as it is, a cap's cloth ends above the eyes."""
     rng, grey = np.random.default_rng(seed), np.full((128, 128, 3), 90, np.uint8)
