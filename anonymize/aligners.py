@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from anonymize.errors import ConfigError, Withhold
 from anonymize.record import Face, Floats, Pixels
@@ -27,6 +28,10 @@ eye-to-mouth distance, and to each side in units of the eye distance."""
 NEAR, FAR = 0.6, 1.0
 """How much further the region reaches on the cheek that a turned head shows, and how much less far
 on the other, in units of the nose tip's way from the middle of the face."""
+
+SIGHT, WALL = 0.06, 190
+"""How far beyond the region a generator looks, as a share of the crop's side, and the grey level of
+the wall that it sees from half as far again on."""
 
 
 def similarity(source: Floats, target: Floats) -> Floats:
@@ -121,6 +126,26 @@ def radius(landmarks: Floats, size: int, region: str = "face") -> Floats:
     axis = np.arange(size, dtype=np.float32)
     distance = reach(axis, axis[:, None], landmarks, size, region)
     return np.asarray(np.broadcast_to(distance, (size, size)), np.float32)
+
+
+def secluded(crop: Pixels, mask: npt.NDArray[np.bool_]) -> Pixels:
+    """The crop with a plain wall in place of what is not next to the region.
+
+    A generator that learnt from portraits takes other surroundings than theirs for light, hair or
+    headgear, and draws patches of it.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB.
+        mask: (S, S), True in the region; a region that is everything changes nothing.
+
+    Returns:
+        (S, S, 3) uint8 RGB.
+    """
+    if mask.all():
+        return crop
+    away = cv2.distanceTransform(np.uint8(~mask), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    share = np.clip(2 * away / (SIGHT * len(crop)) - 2, 0, 1)[..., None]
+    return np.asarray(np.rint(crop + share * (WALL - crop.astype(np.float32))), np.uint8)
 
 
 def reach(x: Floats, y: Floats, landmarks: Floats, size: int, region: str = "face") -> Floats:

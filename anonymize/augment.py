@@ -68,7 +68,7 @@ def augment(
         crop = backdrop(crop, rng)
     if now("skin", 0.4):
         crop = skin(crop, points, rng)
-    if now("cover", 0.12):
+    if now("cover", 0.25):
         crop = cap(crop, points, rng)
     if now("cover", 0.1):
         crop = collar(crop, points, rng)
@@ -176,8 +176,9 @@ def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
         rng: source of all randomness.
     """
     wide, high = _upright(len(crop), landmarks)
-    brim = rng.uniform(0.65, 1) + rng.normal(0, 0.15) * wide**2 + rng.normal(0, 0.08) * wide
-    shape = (wide / rng.uniform(1.2, 1.7)) ** 2 + (high / rng.uniform(1.5, 2.4)) ** 2 < 1
+    brim = rng.uniform(0.4, 0.95) + rng.normal(0, 0.15) * wide**2 + rng.normal(0, 0.08) * wide
+    brim = np.maximum(brim, 0.4)
+    shape = (wide / rng.uniform(1.1, 1.6)) ** 4 + (high / rng.uniform(1.5, 2.4)) ** 2 < 1
     shape &= high > brim
     if rng.random() < 0.3:
         shape &= high < brim + rng.uniform(0.15, 0.5)
@@ -185,6 +186,9 @@ def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
         -((high - brim) ** 2) / rng.uniform(0.01, 0.08) - wide**4
     )
     cloth = _cloth(0.8 + 0.3 * np.tanh(high - 1), rng) * shade[..., None]
+    if rng.random() < 0.4:  # the peak of a cap, seen from the front
+        peak = _cloth(0.9 - 0.3 * np.tanh(4 * (high - brim)), rng)
+        cloth = np.where((high < brim + rng.uniform(0.1, 0.35))[..., None], peak, cloth)
     below = crop / np.float32(255) * (1 - (1 - shade) * (high < brim))[..., None]
     return _covered(below, cloth, shape.astype(np.float32), 0.7)
 
@@ -220,7 +224,8 @@ def _upright(size: int, landmarks: Floats) -> tuple[Floats, Floats]:
 def _cloth(shade: Floats, rng: np.random.Generator) -> Floats:
     """Cloth (S, S, 3) of one colour, about 0..1, by its light (S, S)."""
     colour = rng.uniform(0, 1) + rng.uniform(0, 0.6) * (rng.uniform(0, 1, 3) - 0.5)
-    cloth = colour * shade[..., None] + rng.normal(0, 0.02, (*shade.shape, 1))
+    weave = rng.uniform(0, 0.02) * rng.standard_normal((*shade.shape, 1))
+    cloth = colour * shade[..., None] + weave
     return np.asarray(cloth, np.float32)
 
 

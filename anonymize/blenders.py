@@ -21,9 +21,12 @@ SKIN = np.array([(26, 135, 80), (255, 180, 130)])
 FEW_SKIN = 0.005
 """Share of the crop up to which visible skin tells nothing; from twice of it on it is trusted."""
 
-TONE, MOST_TONE = np.array([0.4, 0.6, 0.6]), np.array([14.0, 10.0, 10.0])
+TONE, MOST_TONE = np.array([0.3, 0.5, 0.5]), np.array([14.0, 10.0, 10.0])
 """How far lightness, a* and b* (CIELAB) of the face go towards those of the visible skin: which
 share of the gap, and at most."""
+
+USUAL, USUALLY, MOST_USUAL = 54.0, 0.3, 8.0
+"""The L* of faces that cameras aim at; which share of the way there new ones go, and how far."""
 
 NEARBY, STRAY = 0.1, 3.0
 """How near, as a share of the crop's side, a colour has to be visible to be believed in the outer
@@ -156,9 +159,10 @@ def _distance(face: Face, size: int, region: str) -> Floats:
 def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -> Pixels:
     """Draws the middle of the face part of the way to the skin that is visible around it.
 
-    The generator has learnt from light skin in studio light and paints too pale. Necks and ears are
-    in shadow more than faces, so lightness follows less than hue. What counts as skin is a box of
-    Cr and Cb (Chai and Ngan 1999), not above the eyes, where hair is.
+    Necks and ears are in shadow more than faces, so lightness follows less than hue; but exposure
+    keeps faces nearer to one lightness than the generator does, which takes that of walls and
+    clothes for the light. What counts as skin is a box of Cr and Cb (Chai and Ngan 1999), not above
+    the eyes, where hair is.
 
     Args:
         crop: (S, S, 3) uint8 RGB, the generated crop.
@@ -168,17 +172,19 @@ def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     """
     size = len(crop)
     seen = cv2.cvtColor(context, cv2.COLOR_RGB2YCrCb)
-    skin = (seen >= SKIN[0]).all(2) & (seen <= SKIN[1]).all(2) & (distance > 1) & (distance < 1.35)
+    skin = (seen >= SKIN[0]).all(2) & (seen <= SKIN[1]).all(2) & (distance > 1) & (distance < 1.2)
     eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
     down = (mouth - eyes) / max(float(np.linalg.norm(mouth - eyes)), 1.0)
     axis = np.arange(size, dtype=np.float32)
     skin &= (axis - eyes[0]) * down[0] + (axis[:, None] - eyes[1]) * down[1] > -0.04 * size
-    trust = np.clip((skin.mean() - FEW_SKIN) / FEW_SKIN, 0, 1)
-    if trust == 0 or not (middle := distance < 0.6).any():
+    if not (middle := distance < 0.6).any():
         return crop
+    trust = np.clip((skin.mean() - FEW_SKIN) / FEW_SKIN, 0, 1)
     new, old = _lab(crop), _lab(context)
-    gap = np.median(old[skin], 0) - np.median(new[middle], 0)
-    shift = trust * np.clip(TONE * gap, -MOST_TONE, MOST_TONE)
+    tone, shift = np.median(new[middle], 0), np.zeros(3)
+    if trust:
+        shift += trust * np.clip(TONE * (np.median(old[skin], 0) - tone), -MOST_TONE, MOST_TONE)
+    shift[0] += np.clip(USUALLY * (USUAL - tone[0] - shift[0]), -MOST_USUAL, MOST_USUAL)
     share = np.clip((1 - distance) / 0.35, 0, 1)
     weight = np.asarray(share * share * (3 - 2 * share), np.float32)[..., None]
     return _rgb(new + weight * np.float32(shift))
@@ -230,7 +236,7 @@ def _matched(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
     A broad estimate reaches the middle of the face, a narrow one follows the border.
     """
     size = len(crop)
-    ring = ((distance >= 1.0) & (distance < 1.3)).astype(np.float32)
+    ring = ((distance >= 1.0) & (distance < 1.2)).astype(np.float32)
     if not ring.any():
         return crop
     gap = np.clip(context.astype(np.float32) - crop, -48, 48) * ring[..., None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anonymize.aligners import CROP_SIZE, heat
+from anonymize.aligners import CROP_SIZE, heat, secluded
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.record import Floats, Pixels
 
@@ -197,7 +197,7 @@ class Inpaint:
             raise ConfigError("inpaint got a job without an identity code")
         drawn = invariant(
             lambda context, code, start: self._pipeline(context, code, start, self.steps),
-            self.context(jobs),
+            self.context([replace(job, crop=secluded(job.crop, job.mask)) for job in jobs]),
             torch.from_numpy(codes),
             torch.from_numpy(np.stack(noise)) * self.noise,
             device=self.device,

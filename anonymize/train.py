@@ -360,7 +360,7 @@ def train(
         path = out / f"sheet-{trainer.step:06}.png"
         sheet(trainer.export(out / "export"), view, codes, recipe.noise, path)
 
-    stream = batches(faces, recipe, trainer.step, device)
+    stream = batches(faces, recipe, trainer.step, device, seclude=True)
     drive(trainer, stream, recipe.steps, checkpoint, minutes=minutes, report=report, saved=saved)
     trainer.learn_cells(faces, report)
     trainer.export(out / "export")
@@ -370,7 +370,7 @@ def train(
 def _view(trainer: Trainer, faces: Faces) -> tuple[Batch, Tensor]:
     """Ten pictures and eight codes that every sheet of a run shows."""
     recipe, device = trainer.recipe, trainer.device
-    batch = next(batches(faces, recipe, recipe.steps, device))
+    batch = next(batches(faces, recipe, recipe.steps, device, seclude=True))
     batch = Batch(*(getattr(batch, part.name)[:10] for part in fields(batch)))
     normal = torch.randn(8, CODE, generator=torch.Generator().manual_seed(1)).to(device)
     return batch, trainer.prior.draw((torch.arange(8) % recipe.cells).to(device), normal)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anonymize.aligners import heat, radius
+from anonymize.aligners import heat, radius, secluded
 from anonymize.augment import augment
 from anonymize.errors import ConfigError
 from anonymize.faces import Faces
@@ -46,7 +46,7 @@ class Batch:
 
 
 def _sample(
-    faces: Faces, chances: Floats, recipe: TrainRecipe, seed: tuple[int, int, int]
+    faces: Faces, chances: Floats, recipe: TrainRecipe, seed: tuple[int, int, int], seclude: bool
 ) -> tuple[Any, ...]:
     """One augmented picture with its region: everything is drawn from `seed`."""
     rng = np.random.default_rng(seed)
@@ -60,11 +60,18 @@ def _sample(
     region = "head" if kind < head else "all" if kind < whole else "face"
     away = radius(marks, recipe.size, region) / np.float32(rng.uniform(0.95, 1.1))
     rim = np.where(away < 1, np.clip(2.5 * away - 1.5, 0, 1), np.float32(0))
+    if seclude:
+        crop = secluded(crop, away < 1)
     return index, crop, marks, away < 1, rim, heat(marks, recipe.size)
 
 
-def batches(faces: Faces, recipe: TrainRecipe, step: int, device: str) -> Iterator[Batch]:
-    """Endless batches from a step on; what a step sees depends on the seed and its number only."""
+def batches(
+    faces: Faces, recipe: TrainRecipe, step: int, device: str, *, seclude: bool = False
+) -> Iterator[Batch]:
+    """Endless batches from a step on; what a step sees depends on the seed and its number only.
+
+    `seclude` leaves of the surroundings what a generator sees (`aligners.secluded`).
+    """
     sizes = np.bincount(faces.groups)[faces.groups]
     chances = np.cumsum(sizes**-0.5)  # large sources are seen less per face
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -73,7 +80,7 @@ def batches(faces: Faces, recipe: TrainRecipe, step: int, device: str) -> Iterat
             while len(waiting) < 3:
                 seeds = [(recipe.seed, step, i) for i in range(recipe.batch)]
                 waiting.append(
-                    [pool.submit(_sample, faces, chances, recipe, seed) for seed in seeds]
+                    [pool.submit(_sample, faces, chances, recipe, seed, seclude) for seed in seeds]
                 )
                 step += 1
             parts = zip(*(job.result() for job in waiting.pop(0)), strict=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from anonymize import augment, registry, seeds
-from anonymize.aligners import TEMPLATE, radius
+from anonymize.aligners import SIGHT, TEMPLATE, WALL, radius, secluded
 from anonymize.embedders import CHIP, chip, chips
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
@@ -345,6 +346,20 @@ def test_skin_changes_and_what_is_not_of_its_colour_stays(seed: int) -> None:
     assert np.abs(changed[60, 64]).max() > 2
     assert np.abs(changed[:, :12]).max() <= 2
     assert np.abs(changed[:24]).max() <= 6
+
+
+def test_generators_see_what_is_next_to_the_region_and_a_wall_around_it() -> None:
+    """Pixels by the region stay, far ones do not matter, and nothing ends abruptly."""
+    photos = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
+    mask = radius(TEMPLATE, 128) < 1
+    away = cv2.distanceTransform(np.uint8(~mask), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / 128
+    photos[1, away < 1.6 * SIGHT] = photos[0, away < 1.6 * SIGHT]
+    one, two = (secluded(photo, mask) for photo in photos)
+    assert np.array_equal(one, two)
+    assert np.array_equal(one[away < 0.95 * SIGHT], photos[0, away < 0.95 * SIGHT])
+    assert (one[away > 1.6 * SIGHT] == WALL).all()
+    assert np.array_equal(secluded(photos[0], np.ones_like(mask)), photos[0])
+    assert len(np.unique(secluded(np.zeros_like(photos[0]), mask))) > 4
 
 
 @pytest.mark.parametrize("seed", range(8))
