@@ -21,7 +21,7 @@ SKIN = np.array([(26, 135, 80), (255, 180, 130)])
 FEW_SKIN = 0.005
 """Share of the crop up to which visible skin tells nothing; from twice of it on it is trusted."""
 
-TONE, MOST_TONE = np.array([0.3, 0.5, 0.5]), np.array([14.0, 10.0, 10.0])
+TONE, MOST_TONE = np.array([0.2, 0.5, 0.5]), np.array([14.0, 10.0, 10.0])
 """How far lightness, a* and b* (CIELAB) of the face go towards those of the visible skin: which
 share of the gap, and at most."""
 

@@ -115,8 +115,8 @@ class TrainRecipe:
     tone: float = 3.0
     context: float = 2.0
     identity: float = 0.5
-    features: float = 1.0
-    adversary: float = 0.7
+    features: float = 0.8
+    adversary: float = 0.3
     settle: float = 2.0
     noise: float = 0.2
     steepness: float = 0.1

@@ -152,7 +152,11 @@ class Trainer:
         tone = F.avg_pool2d(output - batch.crops, coarse, coarse // 2).abs()
         with torch.no_grad():
             _, real = self.adversary(batch.crops[:own], batch.context[:own])
-        verdict, fake = self.adversary(output, batch.context)
+        held = _held(output, batch.landmarks)
+        held = torch.where(batch.rim > 0.5, output.detach(), held)
+        whole = mask.amin((1, 2, 3), keepdim=True) == 1  # these need all they can learn
+        held = torch.where(whole, output, held)
+        verdict, fake = self.adversary(held, batch.context)
         matched = [F.l1_loss(f[:own], r) / r.abs().mean() for f, r in zip(fake, real, strict=True)]
         return {
             "pixels": inside.sum() / mask[:own].sum() / 3,
@@ -270,8 +274,8 @@ class Trainer:
 def _held(output: Tensor, landmarks: Tensor) -> Tensor:
     """Outputs (N, 3, S, S) whose foreheads learn nothing from what is computed of them.
 
-    A recogniser would have the forehead tell people apart, by flecks of hair above all; on a
-    photograph they look like dirt.
+    A recogniser would have the forehead tell people apart, by flecks of hair above all, and an
+    adversary asks for hair and freckles; on a photograph they look like dirt.
     """
     eyes, mouth = landmarks[:, :2].mean(1), landmarks[:, 3:].mean(1)
     down = (mouth - eyes) / (mouth - eyes).square().sum(1, keepdim=True)
