@@ -159,10 +159,10 @@ def _distance(face: Face, size: int, region: str) -> Floats:
 def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -> Pixels:
     """Draws the middle of the face part of the way to the skin that is visible around it.
 
-    Necks and ears are in shadow more than faces, so lightness follows less than hue; but exposure
-    keeps faces nearer to one lightness than the generator does, which takes that of walls and
-    clothes for the light. What counts as skin is a box of Cr and Cb (Chai and Ngan 1999), not above
-    the eyes, where hair is.
+    Necks and ears are in shadow more than faces, so lightness follows less than hue. It also goes
+    part of the way to one value, from which exposure keeps faces in photographs less far than the
+    generator, who sees no more than their surroundings, draws them. What counts as skin is a box of
+    Cr and Cb (Chai and Ngan 1999), not above the eyes, where hair is.
 
     Args:
         crop: (S, S, 3) uint8 RGB, the generated crop.

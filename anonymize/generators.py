@@ -99,8 +99,8 @@ class Inpaint:
 
     Args:
         weights: folder of an exported pipeline; default is the one that comes with the package.
-        steps: denoising steps; further ones than the first make faces softer and, from the third
-            on, people less distinct (model card).
+        steps: denoising steps; further ones than the first make faces softer and people less
+            distinct (model card).
         noise: standard deviation of the noise that faces start from. Little of it draws what is
             most typical of a person in that place, without the specks and patches that noise
             brings (truncation, Brock et al. 2019); whole crops need 1.

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 
 from anonymize import dlib_format, registry
 from anonymize.aligners import REGIONS, TEMPLATE, align, heat, move, radius, similarity, then, warp
-from anonymize.blenders import blend
+from anonymize.blenders import USUAL, blend
 from anonymize.detectors import MTCNN, CenterFace, overlap, suppress
 from anonymize.embedders import DLIB_RESNET, DlibEmbedder, DlibResNet, chip
 from anonymize.errors import ConfigError, WeightsError, Withhold
@@ -407,9 +407,11 @@ def test_colours_are_matched_to_the_context() -> None:
         ((190, 140, 115), (110, 75, 60), True),
         ((60, 90, 160), (235, 205, 190), False),  # a blue wall says nothing of skin
         ((90, 90, 90), (235, 205, 190), False),
+        ((90, 90, 90), (70, 45, 36), False),
+        ((90, 90, 90), (158, 120, 105), False),
     ],
 )
-def test_a_face_goes_part_of_the_way_to_visible_skin(
+def test_a_face_goes_part_of_the_way_to_visible_skin_and_to_the_usual_lightness(
     around: tuple[int, ...], drawn: tuple[int, ...], moves: bool
 ) -> None:
     image = np.full((200, 200, 3), around, np.uint8)
@@ -419,13 +421,17 @@ def test_a_face_goes_part_of_the_way_to_visible_skin(
     inside = radius(marks, 128)[..., None] < 1
     crop = np.where(inside, np.array(drawn), np.array(around)).astype(np.uint8)
     middle = tuple(np.rint(face.landmarks[2]).astype(int)[::-1])
-    was, now = np.array(drawn, int), blend(image, crop, face)[middle].astype(int)
+    colours = np.uint8([[drawn, around, blend(image, crop, face)[middle]]])
+    was, there, now = cv2.cvtColor(np.float32(colours) / 255, cv2.COLOR_RGB2LAB)[0]
+    light = now[0] - was[0]
     if moves:
-        gone = (now - was) / (np.array(around) - was)
-        assert (gone > 0.05).all()
-        assert (gone < 0.6).all()
+        gone = (now - was)[1:] / (there - was)[1:]
+        assert (gone > 0.1).all()
+        assert (gone < 0.8).all()
+        assert light * (there - was)[0] > 0
     else:
-        assert np.abs(now - was).max() <= 1
+        assert np.abs(now - was)[1:].max() < 1.5
+        assert light == pytest.approx(np.clip(0.3 * (USUAL - was[0]), -8, 8), abs=0.5)
 
 
 @pytest.mark.parametrize("level", [0.0, 3.0, 6.0])

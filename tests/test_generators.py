@@ -58,6 +58,19 @@ def test_the_generator_never_sees_the_face(inpaint: Inpaint) -> None:
     assert inpaint([a])[0].tobytes() == inpaint([b])[0].tobytes()
 
 
+def test_far_surroundings_do_not_change_a_face(inpaint: Inpaint) -> None:
+    """What is next to the region does; the guess of the cell sees everything."""
+    image, other, third = crop(), crop(), crop()
+    outside = cv2.distanceTransform(np.uint8(radius(TEMPLATE, 128) >= 1), cv2.DIST_L2, 5) / 128
+    other[outside > 1.6 * SIGHT] = 255 - other[outside > 1.6 * SIGHT]
+    third[(outside > 0) & (outside < SIGHT)] = 0
+    jobs = [blank_job(picture) for picture in (image, other, third)]
+    same, far, near = (face.tobytes() for face in inpaint(jobs))
+    assert same == far
+    assert same != near
+    assert not np.array_equal(inpaint.cells(jobs[:1]), inpaint.cells(jobs[1:2]))
+
+
 def test_contexts_hold_nothing_of_the_region() -> None:
     crops = torch.rand(2, 3, 8, 8)
     masks = torch.zeros(2, 1, 8, 8)
