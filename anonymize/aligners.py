@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -152,9 +154,56 @@ def reach(x: Floats, y: Floats, landmarks: Floats, size: int, region: str = "fac
     """As `radius`, at crop pixels of one's own choice: `x` and `y` of shapes that broadcast."""
     if region == "all":
         return np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
+    return frame(landmarks, size, region).distance(x, y)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """A superellipse on a head crop.
+
+    Attributes:
+        middle: (2,) crop pixels.
+        across, along: (2,) its axes: unit vectors to one ear and to the chin.
+        wide, high: its half axes in pixels.
+    """
+
+    middle: Floats
+    across: Floats
+    along: Floats
+    wide: float
+    high: float
+
+    def distance(self, x: Floats, y: Floats) -> Floats:
+        """From the middle (0) to the border (1) and beyond, float32, at crop pixels."""
+        aside, down = self._upright(x, y)
+        wide, high = np.abs(aside) / self.wide, np.abs(down) / self.high
+        return np.asarray((wide**2.4 + high**2.4) ** (1 / 2.4), np.float32)
+
+    def turn(self, x: Floats, y: Floats) -> Floats:
+        """Angle of crop pixels about the middle, 0 to 2 pi: from `across` by way of `along`."""
+        aside, down = self._upright(x, y)
+        return np.asarray(np.arctan2(down, aside) % (2 * np.pi), np.float32)
+
+    def _upright(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        right, below = x - self.middle[0], y - self.middle[1]
+        aside = right * self.across[0] + below * self.across[1]
+        return aside, right * self.along[0] + below * self.along[1]
+
+
+def frame(
+    landmarks: Floats, size: int, region: str, reaches: tuple[float, float, float] | None = None
+) -> Frame:
+    """The superellipse of a region, about the face's middle and turned with the head.
+
+    Args:
+        landmarks: (5, 2) crop pixels.
+        size: side of the crop.
+        region: a key of `REGIONS`.
+        reaches: how far it reaches, in their units, instead of what they say.
+    """
     if region not in REGIONS:
         raise ConfigError(f"unknown region {region!r}: expected one of {', '.join(REGIONS)}, all")
-    up, down, side = REGIONS[region]
+    up, down, side = reaches or REGIONS[region]
     eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
     length = max(float(np.linalg.norm(mouth - eyes)), size * 0.14)
     along = (mouth - eyes) / max(float(np.linalg.norm(mouth - eyes)), 1e-3)
@@ -162,11 +211,8 @@ def reach(x: Floats, y: Floats, landmarks: Floats, size: int, region: str = "fac
     width = max(float(np.linalg.norm(landmarks[1] - landmarks[0])), 0.87 * length)
     turn = float(np.clip((landmarks[2] - (eyes + mouth) / 2) @ across, -width, width))
     middle = eyes + along * length * (1 + down - up) / 2 - across * (NEAR + FAR) / 2 * turn
-    right, below = x - middle[0], y - middle[1]
-    high = np.abs(right * along[0] + below * along[1]) / (length * (1 + up + down) / 2)
     half = width * side + (NEAR - FAR) / 2 * abs(turn)
-    wide = np.abs(right * across[0] + below * across[1]) / half
-    return np.asarray((high**2.4 + wide**2.4) ** (1 / 2.4), np.float32)
+    return Frame(middle, across, along, half, length * (1 + up + down) / 2)
 
 
 def heat(landmarks: Floats, size: int) -> Floats:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from anonymize.aligners import move, radius, shrink, then
+from anonymize.aligners import move, shrink, then
 from anonymize.errors import Withhold
 from anonymize.record import Face, Floats, Pixels
 
@@ -41,7 +41,6 @@ def blend(
     image: Pixels,
     crop: Pixels,
     face: Face,
-    region: str = "face",
     *,
     match: bool = True,
     front: Sequence[Face] = (),
@@ -51,17 +50,16 @@ def blend(
     Args:
         image: (H, W, 3) uint8 RGB.
         crop: (S, S, 3) the generated crop; outside the region it repeats the context.
-        face: with landmarks, `crop` as it was cut, and `crop_from_image`.
-        region: a key of `aligners.REGIONS`.
+        face: with landmarks, `crop` as it was cut, `crop_from_image` and `away`.
         match: shift the new face's colours so that they continue the context's at the border.
-        front: aligned faces of heads in front of this one, which have been replaced and stay.
+        front: outlined faces of heads in front of this one, which have been replaced and stay.
 
     Returns:
         A new (H, W, 3) image.
     """
     if face.crop is None:
-        raise AssertionError("blend needs an aligned face")
-    distance = _distance(face, len(crop), region)
+        raise AssertionError("blend needs an outlined face")
+    distance = _distance(face)
     if match:
         assert face.crop_from_image is not None
         marks = move(face.landmarks, face.crop_from_image)
@@ -70,7 +68,7 @@ def blend(
     part, shifted, far = _placed(image, face, distance)
     old, share = image[part], _share(far)
     for other in front:
-        nearer = _seen_from(part, other, _distance(other, len(crop), region))[1]
+        nearer = _seen_from(part, other, _distance(other))[1]
         share *= 1 - _share(nearer + FEATHER)  # beyond its feather, which lets this face through
     new = _pulled(crop, shifted, old.shape[1::-1])
     if match:
@@ -83,7 +81,7 @@ def blend(
     return out
 
 
-def overlay(image: Pixels, crop: Pixels, face: Face, region: str = "face") -> Pixels:
+def overlay(image: Pixels, crop: Pixels, face: Face) -> Pixels:
     """Adds what was changed in the crop to the region of one face, at the image's resolution.
 
     The photograph keeps its detail, which a crop resampled back would not have, and no value moves
@@ -92,15 +90,14 @@ def overlay(image: Pixels, crop: Pixels, face: Face, region: str = "face") -> Pi
     Args:
         image: (H, W, 3) uint8 RGB.
         crop: (S, S, 3) the changed crop.
-        face: with landmarks, `crop` as it was cut, and `crop_from_image`.
-        region: a key of `aligners.REGIONS`.
+        face: with landmarks, `crop` as it was cut, `crop_from_image` and `away`.
 
     Returns:
         A new (H, W, 3) image.
     """
     if face.crop is None:
-        raise AssertionError("overlay needs an aligned face")
-    part, shifted, far = _placed(image, face, _distance(face, len(crop), region))
+        raise AssertionError("overlay needs an outlined face")
+    part, shifted, far = _placed(image, face, _distance(face))
     change = crop.astype(np.float32) - face.crop
     scale, bound = float(np.hypot(shifted[0, 0], shifted[1, 0])), np.abs(change).max()
     if scale > 1.7:  # as many crop pixels fall on one of the image
@@ -146,14 +143,13 @@ def _share(far: Floats) -> Floats:
     return np.asarray((share * share * (3 - 2 * share))[..., None], np.float32)
 
 
-def _distance(face: Face, size: int, region: str) -> Floats:
-    """`aligners.radius`, with a rim of the crop counted as outside."""
-    assert face.crop_from_image is not None
-    distance = radius(move(face.landmarks, face.crop_from_image), size, region)
-    edge = np.arange(size, dtype=np.float32)
+def _distance(face: Face) -> Floats:
+    """`face.away`, with a rim of the crop counted as outside."""
+    assert face.away is not None
+    edge = np.arange(len(face.away), dtype=np.float32)
     edge = np.minimum(edge, edge[::-1])
-    rim = 1 - np.minimum.outer(edge, edge) / (0.3 * size)  # 1 at the border, falling inwards
-    return np.asarray(np.maximum(distance, rim), np.float32)
+    rim = 1 - np.minimum.outer(edge, edge) / (0.3 * len(edge))  # 1 at the border, falling inwards
+    return np.asarray(np.maximum(face.away, rim), np.float32)
 
 
 def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -> Pixels:
@@ -167,7 +163,7 @@ def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     Args:
         crop: (S, S, 3) uint8 RGB, the generated crop.
         context: (S, S, 3) the crop as it was, of which only what lies outside the region is used.
-        distance: (S, S), see `aligners.radius`.
+        distance: (S, S), see `Face.away`.
         landmarks: (5, 2) crop pixels.
     """
     size = len(crop)
@@ -199,7 +195,7 @@ def _tamed(crop: Pixels, context: Pixels, distance: Floats) -> Pixels:
     Args:
         crop: (S, S, 3) uint8 RGB, the generated crop.
         context: (S, S, 3) the crop as it was, of which only what lies outside the region is used.
-        distance: (S, S), see `aligners.radius`.
+        distance: (S, S), see `Face.away`.
     """
     outside, middle = distance >= 1, distance < 0.5
     if not outside.any() or not middle.any():

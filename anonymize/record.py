@@ -29,6 +29,8 @@ class Face:
         subject: True for the face that the image's identity label speaks of, False for bystanders.
         crop: (S, S, 3) aligned head crop, before `generate` the source's, after it the new face.
         crop_from_image: (2, 3) float32 similarity that takes image pixels to crop pixels.
+        away: (S, S) float32 distance of crop pixels from the middle of the region that is replaced:
+            below 1 inside.
         embedding: (128,) float32 of the source's face, against which outputs are verified. No
             generator ever gets it.
         logits: (cells,) float32, what a survey thinks the subject's visible context suggests.
@@ -40,6 +42,7 @@ class Face:
     subject: bool = True
     crop: Pixels | None = None
     crop_from_image: Floats | None = None
+    away: Floats | None = None
     embedding: Floats | None = None
     logits: Floats | None = None
 

@@ -289,7 +289,7 @@ class _Run:
         for done, record in enumerate(records, 1):
             self.progress("learn", done, total, withheld)
             if record.withheld is None:  # else the second pass says so again
-                blank = job(record.faces[0], self.recipe.region, self.generator.baseline)
+                blank = job(record.faces[0], self.generator.baseline)
                 yield replace(blank, person=record.identity)
 
     def _make(self, learnt: bytes) -> None:

@@ -14,7 +14,6 @@ from anonymize.aligners import (
     TEMPLATE,
     align,
     move,
-    radius,
     reach,
     similarity,
 )
@@ -25,6 +24,7 @@ from anonymize.embedders import DlibEmbedder, chip
 from anonymize.generators import GREY, Job
 from anonymize.identities import invent
 from anonymize.images import decode
+from anonymize.outlines import outline
 from anonymize.record import Face, Floats, Pixels, Record
 
 MATCH_FMR = 1e-3
@@ -85,9 +85,9 @@ class Survey:
         """What the context suggests of each labelled subject, by the record's key."""
         if self.cells is None or not records:
             return {}
-        aligned = [align(record.image, record.faces[0], self.size) for record in records]
+        aligned = [outline(r.image, r.faces[0], self.size, self.region) for r in records]
         jobs = [
-            replace(job(face, self.region, False), person=record.identity)
+            replace(job(face, False), person=record.identity)
             for face, record in zip(aligned, records, strict=True)
         ]
         return dict(zip((record.key for record in records), self.cells(jobs), strict=True))
@@ -178,27 +178,33 @@ class Replace:
                 for i, record in enumerate(records)
                 if start[i] + offset < len(record.faces)
             ]
-            faces = [align(images[i], records[i].faces[k], self.generator.size) for i, k in turn]
+            faces = [self._outlined(records[i], k, images[i]) for i, k in turn]
             jobs = [
                 self._job(records[i], face, k, attempt)
                 for (i, k), face in zip(turn, faces, strict=True)
             ]
             drawn = self.generator(jobs)
             for (i, k), face, crop in zip(turn, faces, drawn, strict=True):
-                images[i] = self._put(images[i], crop, face, records[i].faces[:k])
+                images[i] = self._put(images[i], crop, face, records[i], k)
         return images
 
-    def _put(self, image: Pixels, crop: Pixels, face: Face, replaced: Sequence[Face]) -> Pixels:
+    def _outlined(self, record: Record, index: int, image: Pixels) -> Face:
+        """A face of a record, its crop from the picture with some faces replaced already."""
+        face = outline(record.image, record.faces[index], self.generator.size, self.region)
+        return face if image is record.image else align(image, face, self.generator.size)
+
+    def _put(self, image: Pixels, crop: Pixels, face: Face, record: Record, index: int) -> Pixels:
         if getattr(self.generator, "additive", False):
-            return overlay(image, crop, face, self.region)
-        size, match = self.generator.size, not self.generator.baseline
+            return overlay(image, crop, face)
         front = [
-            align(image, other, size) for other in replaced if in_front(other, face, self.region)
+            self._outlined(record, other, record.image)
+            for other in range(index)
+            if in_front(record.faces[other], face, self.region)
         ]
-        return blend(image, crop, face, self.region, match=match, front=front)
+        return blend(image, crop, face, match=not self.generator.baseline, front=front)
 
     def _job(self, record: Record, face: Face, index: int, attempt: int) -> Job:
-        blank = job(face, self.region, self.generator.baseline)
+        blank = job(face, self.generator.baseline)
         drawn = getattr(self.generator, "prior", None) is not None
         code = self._code(record, face, index, blank) if drawn else None
         seed = seeds.derive(self.key, "noise", record.key, index, attempt)[:8]
@@ -343,14 +349,12 @@ def _middle(face: Face) -> Floats:
     return np.asarray((face.landmarks[:2].mean(0) + face.landmarks[3:].mean(0)) / 2, np.float32)
 
 
-def job(face: Face, region: str, baseline: bool) -> Job:
-    """What a generator may know of an aligned face; only baselines get its pixels."""
-    if face.crop is None or face.crop_from_image is None:
-        raise AssertionError("a job needs an aligned face")
-    size = len(face.crop)
+def job(face: Face, baseline: bool) -> Job:
+    """What a generator may know of an outlined face; only baselines get its pixels."""
+    if face.crop is None or face.crop_from_image is None or face.away is None:
+        raise AssertionError("a job needs an outlined face")
     marks = move(face.landmarks, face.crop_from_image)
-    mask = radius(marks, size, region) < 1
-    crop = face.crop
+    crop, mask = face.crop, face.away < 1
     if not baseline:
         crop = np.where(mask[..., None], np.uint8(GREY), crop)
     return Job(crop, mask, marks, None, 0)

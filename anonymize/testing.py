@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from anonymize.aligners import CROP_SIZE, TEMPLATE, align
+from anonymize.aligners import CROP_SIZE, TEMPLATE
 from anonymize.detectors import Detector
 from anonymize.embedders import Embedder, chip
 from anonymize.errors import ConfigError, Withhold
 from anonymize.generators import Generator, Inpaint, Job, Learner
 from anonymize.identities import invent
+from anonymize.outlines import outline
 from anonymize.priors import CODE
 from anonymize.readers import Reader, Source
 from anonymize.record import Face, Floats, Pixels
@@ -93,7 +94,7 @@ def _jobs(generator: Generator) -> list[Job]:
         image = np.kron(coarse, np.ones((-(-size // 8), -(-size // 8), 1))).astype(np.uint8)
         marks = (TEMPLATE + rng.normal(0, 1.5, (5, 2))) * (size / CROP_SIZE)
         face = Face(np.zeros(4, np.float32), 1.0, marks.astype(np.float32))
-        blank = job(align(image, face, size), "face", generator.baseline)
+        blank = job(outline(image, face, size, "face"), generator.baseline)
         code = rng.standard_normal(CODE).astype(np.float32)
         drawn = getattr(generator, "prior", None) is not None
         own = code / np.linalg.norm(code) if drawn else None

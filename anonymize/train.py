@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anonymize.adversary import Discriminator, logistic
-from anonymize.aligners import radius
 from anonymize.cells import HELD_OUT, fit_cells, fit_guess
 from anonymize.embedders import DLIB_RESNET, DlibResNet, chips
 from anonymize.faces import Faces, prepare
 from anonymize.generators import write_sums
 from anonymize.images import encode
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
+from anonymize.outlines import extent
 from anonymize.packages import package_file
 from anonymize.priors import CODE, hints
 from anonymize.recipe import TrainRecipe
@@ -75,10 +75,10 @@ class Trainer:
         for begin in range(0, len(faces), 64):
             crops = faces.crops[begin : begin + 64, edge : edge + size, edge : edge + size]
             marks = faces.landmarks[begin : begin + 64] - edge
-            masks = np.stack([radius(m, size)[None] < 1 for m in marks]).astype(np.float32)
+            masks = np.stack([extent(c, m)[None] < 1 for c, m in zip(crops, marks, strict=True)])
             pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
             nothing = torch.zeros_like(pixels)  # landmark maps are of no account here
-            context = contexts(pixels, torch.from_numpy(masks), nothing)
+            context = contexts(pixels, torch.from_numpy(masks).float(), nothing)
             parts.append(hints(self.recogniser, context.to(self.device)).cpu())
         return torch.cat(parts)
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anonymize.aligners import heat, radius, secluded
+from anonymize.aligners import heat, secluded
 from anonymize.augment import augment
 from anonymize.errors import ConfigError
 from anonymize.faces import Faces
 from anonymize.inpaint import contexts
+from anonymize.outlines import extent
 from anonymize.recipe import TrainRecipe
 from anonymize.record import Floats
 
@@ -58,7 +59,7 @@ def _sample(
     kind = rng.random()
     head, whole = recipe.share_head, recipe.share_head + recipe.share_all
     region = "head" if kind < head else "all" if kind < whole else "face"
-    away = radius(marks, recipe.size, region) / np.float32(rng.uniform(0.95, 1.1))
+    away = extent(crop, marks, region) / np.float32(rng.uniform(0.95, 1.1))
     rim = np.where(away < 1, np.clip(2.5 * away - 1.5, 0, 1), np.float32(0))
     if seclude:
         crop = secluded(crop, away < 1)

@@ -19,6 +19,7 @@ from anonymize import registry
 from anonymize.aligners import align
 from anonymize.embedders import DlibEmbedder
 from anonymize.images import decode, encode
+from anonymize.outlines import outline
 from anonymize.packages import version
 from anonymize.pipeline import Stage, batched, compose, each
 from anonymize.readers import open_source
@@ -117,7 +118,8 @@ class Worker:
         return Survey(self._detector, embedder, cells, generator.size, recipe.region)
 
     def _aligned(self, record: Record) -> Record:
-        return record.but(faces=(align(record.image, record.faces[0], self.generator.size),))
+        size, region = self.generator.size, self._setting.recipe.region
+        return record.but(faces=(outline(record.image, record.faces[0], size, region),))
 
     def _replace(self, tasks: Sequence[Task], generator: Any) -> Replace:
         finder = getattr(self._detector, "finder", self._detector)

@@ -12,8 +12,9 @@ from anonymize.eval.risk import Search
 from anonymize.eval.stats import Array
 from anonymize.eval.trial import Shots, Trial, label, unit
 
-from anonymize.aligners import align, move, radius
+from anonymize.aligners import align, move
 from anonymize.embedders import CHIP_SIZE, Embedder, chip
+from anonymize.outlines import extent
 from anonymize.record import Face, Floats, Pixels
 
 GREY = 128
@@ -89,7 +90,7 @@ def _look(shots: Shots, row: int, embedder: Embedder) -> Array:
     face = align(image, Face(np.zeros(4, np.float32), 1.0, marks))
     assert face.crop is not None
     assert face.crop_from_image is not None
-    inside = radius(move(marks, face.crop_from_image), len(face.crop)) < 1
+    inside = extent(face.crop, move(marks, face.crop_from_image)) < 1
     head = np.where(inside[..., None], np.uint8(GREY), face.crop)
     head = np.asarray(cv2.resize(head, (CHIP_SIZE, CHIP_SIZE)), np.uint8)
     masked = chip(_blanked(image, face, inside), marks)

@@ -13,7 +13,16 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "record"},
     {"seeds", "packages", "registry", "pipeline"},
-    {"images", "aligners", "dlib_format", "devices", "augment", "cascade", "onnx_graph"},
+    {
+        "images",
+        "aligners",
+        "outlines",
+        "dlib_format",
+        "devices",
+        "augment",
+        "cascade",
+        "onnx_graph",
+    },
     {"detectors", "embedders", "priors", "identities", "readers", "writers", "lists", "adversary"},
     {"aligned", "manifest", "recordio", "shards", "tsv", "verification"},
     {"inpaint", "blenders", "recipe", "faces", "cells", "views"},
@@ -58,7 +67,7 @@ def test_imports_point_downward_only() -> None:
 
 def test_the_evaluation_knows_nothing_of_how_pictures_were_made() -> None:
     """It must serve any tool's output: no pipeline, generator or command line in it."""
-    core = {"errors", "record", "images", "aligners", "packages", "registry"}
+    core = {"errors", "record", "images", "aligners", "outlines", "packages", "registry"}
     core |= {"readers", "shards"}  # the audit reads datasets of every format
     for path in (ROOT / "eval").glob("*.py"):
         assert imported(path) <= core | {"detectors", "embedders"}, path.name

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from anonymize import dlib_format, registry
-from anonymize.aligners import REGIONS, TEMPLATE, align, heat, move, radius, similarity, then, warp
+from anonymize.aligners import REGIONS, TEMPLATE, heat, move, radius, similarity, then, warp
 from anonymize.blenders import USUAL, blend
 from anonymize.detectors import MTCNN, CenterFace, overlap, suppress
 from anonymize.embedders import DLIB_RESNET, DlibEmbedder, DlibResNet, chip
 from anonymize.errors import ConfigError, WeightsError, Withhold
 from anonymize.images import read
+from anonymize.outlines import outline
 from anonymize.packages import package_file
 from anonymize.record import Face, Floats, Pixels
 from anonymize.stages import in_front
@@ -271,13 +272,13 @@ def test_a_cut_dlib_file_is_refused(tmp_path: Path) -> None:
         dlib_format.layers(tmp_path / "x.dat")
 
 
-def aligned(image: Pixels, scale: float, angle: float) -> Face:
+def outlined(image: Pixels, scale: float, angle: float, region: str = "face") -> Face:
     """A face of the template's shape in the middle of a picture, turned and scaled."""
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     centre = np.array([image.shape[1] / 2, image.shape[0] / 2])
     marks = ((TEMPLATE - 64) @ turn.T + centre).astype(np.float32)
     box = np.hstack([marks.min(0), marks.max(0)]).astype(np.float32)
-    return align(image, Face(box, 1.0, marks))
+    return outline(image, Face(box, 1.0, marks), 128, region)
 
 
 @settings(max_examples=25, deadline=None)
@@ -286,14 +287,15 @@ def test_every_pixel_outside_the_region_stays(
     scale: float, angle: float, region: str, match: bool
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (160, 200, 3)).astype(np.uint8)
-    face = aligned(image, scale, angle)
+    face = outlined(image, scale, angle, region)
     crop = np.full((128, 128, 3), 255, np.uint8)
-    out = blend(image, crop, face, region, match=match)
+    out = blend(image, crop, face, match=match)
     assert out.shape == image.shape
     assert not np.shares_memory(out, image)
     matrix = face.crop_from_image
     assert matrix is not None
-    distance = radius(move(face.landmarks, matrix), 128, region)
+    distance = face.away
+    assert distance is not None
     rows, columns = np.nonzero((out != image).any(2))
     at = move(np.stack([columns, rows], 1).astype(np.float32), matrix)
     near = cv2.remap(distance, at[None].astype(np.float32), None, cv2.INTER_LINEAR)
@@ -307,7 +309,7 @@ def test_the_middle_of_the_region_is_the_new_face_only() -> None:
     outputs = []
     for value in (0, 255):
         image = np.full((200, 200, 3), 50, np.uint8)
-        face = aligned(image, 1.0, 0.2)
+        face = outlined(image, 1.0, 0.2)
         matrix = face.crop_from_image
         assert matrix is not None
         distance = radius(move(face.landmarks, matrix), 128, "face")
@@ -327,7 +329,7 @@ def test_a_head_in_front_stays_and_nothing_of_the_one_behind_shines_through() ->
     outputs = []
     for value in (0, 255):
         image = np.full((*size, 3), 50, np.uint8)
-        behind, front = (shifted(aligned(image, 1.0, 0), by) for by in (30, -30))
+        behind, front = (shifted(outlined(image, 1.0, 0), by) for by in (30, -30))
         far, near = (placed(face, size) for face in (behind, front))
         image[(far < 0.85) | (near < 0.85)] = value
         image = blend(image, np.full((128, 128, 3), 200, np.uint8), front, match=False)
@@ -341,10 +343,10 @@ def test_a_head_in_front_stays_and_nothing_of_the_one_behind_shines_through() ->
 
 def test_a_larger_head_close_by_is_in_front() -> None:
     image = np.zeros((300, 600, 3), np.uint8)
-    face = aligned(image, 1.0, 0)
+    face = outlined(image, 1.0, 0)
 
     def other(scale: float, by: float) -> Face:
-        return shifted(aligned(image, scale, 0), by)
+        return shifted(outlined(image, scale, 0), by)
 
     assert in_front(other(1.3, 80), face, "face")
     assert not in_front(other(0.8, 80), face, "face")
@@ -374,7 +376,7 @@ def placed(face: Face, size: tuple[int, int]) -> Floats:
 
 def test_colours_that_are_neither_in_the_face_nor_nearby_are_taken_from_around_it() -> None:
     image = np.full((128, 128, 3), 120, np.uint8)
-    face = aligned(image, 1.0, 0)
+    face = outlined(image, 1.0, 0)
     distance = radius(TEMPLATE, 128)
     crop = np.where((distance < 1)[..., None], (190, 150, 130), image).astype(np.uint8)
     rows = np.arange(128)[:, None]
@@ -385,13 +387,13 @@ def test_colours_that_are_neither_in_the_face_nor_nearby_are_taken_from_around_i
     assert np.abs(out[top][:, 2] - out[top][:, 0]).mean() < 30
     image[:30] = (90, 120, 220)  # a blue cap
     crop[:30][distance[:30] > 1] = image[0, 0]
-    out = blend(image, crop, aligned(image, 1.0, 0)).astype(int)
+    out = blend(image, crop, outlined(image, 1.0, 0)).astype(int)
     assert (out[top][:, 2] - out[top][:, 0]).mean() > 80
 
 
 def test_colours_are_matched_to_the_context() -> None:
     image = np.full((200, 200, 3), (200, 120, 60), np.uint8)
-    face = aligned(image, 1.0, 0.0)
+    face = outlined(image, 1.0, 0.0)
     crop = np.full((128, 128, 3), (180, 130, 70), np.uint8)
     matched = blend(image, crop, face).astype(int) - image
     plain = blend(image, crop, face, match=False).astype(int) - image
@@ -415,7 +417,7 @@ def test_a_face_goes_part_of_the_way_to_visible_skin_and_to_the_usual_lightness(
     around: tuple[int, ...], drawn: tuple[int, ...], moves: bool
 ) -> None:
     image = np.full((200, 200, 3), around, np.uint8)
-    face = aligned(image, 1.0, 0.0)
+    face = outlined(image, 1.0, 0.0)
     assert face.crop_from_image is not None
     marks = move(face.landmarks, face.crop_from_image)
     inside = radius(marks, 128)[..., None] < 1
@@ -440,7 +442,8 @@ def test_a_new_face_has_the_grain_of_its_photograph(level: float) -> None:
     plain = np.full((300, 300, 3), 120, np.float32)
     image = np.clip(plain + level * rng.normal(size=(300, 300, 1)), 0, 255).astype(np.uint8)
     marks = (TEMPLATE - 64) * 1.8 + 150
-    face = align(image, Face(np.zeros(4, np.float32), 1.0, marks.astype(np.float32)))
+    face = Face(np.zeros(4, np.float32), 1.0, marks.astype(np.float32))
+    face = outline(image, face, 128, "face")
     out = blend(image, np.full((128, 128, 3), 120, np.uint8), face)
     assert np.array_equal(out, blend(image, np.full((128, 128, 3), 120, np.uint8), face))
     middle = out[130:190, 130:170, 0].astype(np.float32)

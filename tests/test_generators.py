@@ -42,8 +42,8 @@ def code(seed: int = 0) -> np.ndarray:
 
 def blank_job(image: Pixels, seed: int = 1, who: int = 0) -> Job:
     face = Face(np.zeros(4, np.float32), 1.0, TEMPLATE, crop=image)
-    face = face.but(crop_from_image=np.eye(2, 3, dtype=np.float32))
-    made = job(face, "face", baseline=False)
+    face = face.but(crop_from_image=np.eye(2, 3, dtype=np.float32), away=radius(TEMPLATE, 128))
+    made = job(face, baseline=False)
     return Job(made.crop, made.mask, made.landmarks, code(who), seed)
 
 
@@ -139,7 +139,8 @@ def test_baselines_obscure_and_are_labelled(name: str) -> None:
     assert generator.baseline
     smooth = np.asarray(np.kron(crop()[::16, ::16], np.ones((16, 16, 1))), np.uint8)
     face = Face(np.zeros(4, np.float32), 1.0, TEMPLATE, crop=smooth)
-    made = job(face.but(crop_from_image=np.eye(2, 3, dtype=np.float32)), "face", baseline=True)
+    face = face.but(crop_from_image=np.eye(2, 3, dtype=np.float32), away=radius(TEMPLATE, 128))
+    made = job(face, baseline=True)
     assert made.crop.tobytes() == smooth.tobytes()
     assert generator([made])[0].std() < smooth.std()
 

@@ -24,12 +24,13 @@ from diffusers import (
 )
 
 from anonymize import registry
-from anonymize.aligners import TEMPLATE, align
+from anonymize.aligners import TEMPLATE
 from anonymize.blenders import blend
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.generators import GREY, Job, Mask
 from anonymize.hub import Hub
 from anonymize.images import read
+from anonymize.outlines import outline
 from anonymize.recipe import Recipe
 from anonymize.record import Face, Pixels
 from anonymize.run import run
@@ -130,9 +131,9 @@ def hub(checkpoint: Path) -> Hub:
     return Hub(str(checkpoint), steps=2)
 
 
-def aligned(image: Pixels, size: int = SIZE) -> Face:
+def outlined(image: Pixels, size: int = SIZE) -> Face:
     face = Face(np.zeros(4, np.float32), 1.0, (TEMPLATE * 1.5 + 20).astype(np.float32))
-    return align(image, face, size)
+    return outline(image, face, size, "face")
 
 
 def picture(seed: int = 0) -> Pixels:
@@ -140,7 +141,7 @@ def picture(seed: int = 0) -> Pixels:
 
 
 def blank(person: str = "p1", image: int = 0, seed: int = 1) -> Job:
-    made = job(aligned(picture(image)), "face", baseline=False)
+    made = job(outlined(picture(image)), baseline=False)
     return Job(made.crop, made.mask, made.landmarks, None, seed, person)
 
 
@@ -216,11 +217,11 @@ def test_the_prompt_is_filled_in_and_counts(checkpoint: Path, hub: Hub) -> None:
 
 def test_only_the_region_of_the_drawing_is_used(hub: Hub) -> None:
     image = picture()
-    face = aligned(image)
+    face = outlined(image)
     made = blank()
     assert (made.crop[made.mask] == GREY).all()
     (drawn,) = hub([made])
-    out = blend(image, drawn, face, "face")
+    out = blend(image, drawn, face)
     changed = (out != image).any(-1)
     assert changed.any()
     assert face.crop_from_image is not None

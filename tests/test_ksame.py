@@ -17,7 +17,7 @@ from conftest import PEOPLE, save
 from test_run import bystanders, digests
 
 from anonymize import registry, stages
-from anonymize.aligners import CROP_SIZE, TEMPLATE, align, radius
+from anonymize.aligners import CROP_SIZE, TEMPLATE, radius
 from anonymize.cli import main
 from anonymize.detectors import MTCNN, by_subject
 from anonymize.embedders import DlibEmbedder, chip
@@ -25,6 +25,7 @@ from anonymize.errors import ConfigError, Withhold
 from anonymize.generators import BASELINE_NOTE, Job, Learner, Mask
 from anonymize.images import read
 from anonymize.ksame import SIDE, KSameEigen, KSamePixel, KSameSelect, classes, grouped
+from anonymize.outlines import outline
 from anonymize.recipe import Recipe
 from anonymize.record import Face, Floats, Pixels
 from anonymize.run import run
@@ -41,8 +42,9 @@ def sample(people: Path) -> list[Job]:
     for person in sorted(people.iterdir()):
         for path in sorted(person.glob("*.jpg"))[:3]:
             image = read(path)
-            face = align(image, by_subject(detector([image])[0], image.shape[:2])[0])
-            jobs.append(replace(stages.job(face, "face", True), person=person.name))
+            face = by_subject(detector([image])[0], image.shape[:2])[0]
+            face = outline(image, face, CROP_SIZE, "face")
+            jobs.append(replace(stages.job(face, True), person=person.name))
     return jobs
 
 
@@ -56,7 +58,8 @@ def plain(person: str | None, level: int, seed: int = 0) -> Job:
     crop = np.full((CROP_SIZE, CROP_SIZE, 3), level, np.uint8)
     face = Face(np.zeros(4, np.float32), 1.0, TEMPLATE, crop=crop)
     face = face.but(crop_from_image=np.eye(2, 3, dtype=np.float32))
-    return replace(stages.job(face, "face", True), person=person, seed=seed)
+    face = face.but(away=radius(TEMPLATE, CROP_SIZE))
+    return replace(stages.job(face, True), person=person, seed=seed)
 
 
 def levels(made: list[Pixels]) -> list[int]:

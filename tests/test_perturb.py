@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from anonymize import registry
-from anonymize.aligners import TEMPLATE, align
+from anonymize.aligners import TEMPLATE
 from anonymize.blenders import overlay
 from anonymize.detectors import MTCNN
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.generators import BASELINE_NOTE, Job, bundled, check_sums
 from anonymize.images import decode, encode, read
+from anonymize.outlines import outline
 from anonymize.perturb import Ensemble, Perturb, PerturbNet, Student, ascend, gaps
 from anonymize.perturb_train import PerturbRecipe, train_perturb
 from anonymize.readers import Folder
@@ -40,12 +41,13 @@ def generators() -> dict[str, Perturb]:
 @pytest.fixture(scope="module")
 def jobs(people: Path) -> list[Job]:
     """Three sample people, as baselines see them."""
-    return [job(found, "face", baseline=True) for found in faces(people, 3)]
+    return [job(found, baseline=True) for found in faces(people, 3)]
 
 
 def faces(people: Path, count: int) -> list[Face]:
     images = [read(sorted(person.glob("*.jpg"))[0]) for person in sorted(people.iterdir())[:count]]
-    return [align(image, found[0]) for image, found in zip(images, MTCNN()(images), strict=True)]
+    looks = zip(images, MTCNN()(images), strict=True)
+    return [outline(image, found[0], 128, "face") for image, found in looks]
 
 
 def apart(a: Pixels, b: Pixels) -> np.ndarray:
@@ -131,7 +133,7 @@ def photograph(side: int = 400) -> tuple[Pixels, Face]:
     """A picture of noise, and a face that is twice as large in it as in its crop."""
     image = np.random.default_rng(0).integers(20, 230, (side, side, 3)).astype(np.uint8)
     marks = (TEMPLATE * 2 + 60).astype(np.float32)
-    return image, align(image, Face(np.zeros(4, np.float32), 1.0, marks))
+    return image, outline(image, Face(np.zeros(4, np.float32), 1.0, marks), 128, "face")
 
 
 def test_an_unchanged_crop_leaves_the_photograph_as_it_is() -> None:
@@ -144,7 +146,7 @@ def test_an_unchanged_crop_leaves_the_photograph_as_it_is() -> None:
 def test_only_the_change_reaches_the_photograph_and_keeps_its_bound(scale: float) -> None:
     image, _ = photograph()
     marks = (TEMPLATE * scale + 40).astype(np.float32)
-    face = align(image, Face(np.zeros(4, np.float32), 1.0, marks))
+    face = outline(image, Face(np.zeros(4, np.float32), 1.0, marks), 128, "face")
     assert face.crop is not None
     rng = np.random.default_rng(1)
     change = 8 * np.sign(cv2.GaussianBlur(rng.standard_normal((128, 128, 3)), (0, 0), 3))

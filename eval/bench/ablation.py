@@ -32,13 +32,14 @@ from anonymize.eval.links import pictures
 from anonymize.eval.stats import share
 from torch import Tensor, nn
 
-from anonymize.aligners import CROP_SIZE, align, heat, move, radius
+from anonymize.aligners import CROP_SIZE, heat, move
 from anonymize.augment import KINDS
 from anonymize.detectors import MTCNN, by_subject
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.faces import Faces, prepare
 from anonymize.images import read
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
+from anonymize.outlines import outline
 from anonymize.priors import CodePrior
 from anonymize.recipe import TrainRecipe
 from anonymize.record import Floats
@@ -66,20 +67,19 @@ def photographs(src: Path, people: int, images: int) -> tuple[Batch, Floats, Flo
     ]
     detector, embedder = MTCNN(), DlibEmbedder()
 
-    def look(number: int, path: str) -> tuple[int, Floats, Floats, Floats] | None:
+    def look(number: int, path: str) -> tuple[int, Floats, Floats, Floats, Floats] | None:
         image = read(src / path)
         if not (found := detector([image])[0]):
             return None
-        face = align(image, by_subject(found, image.shape[:2])[0])
+        face = outline(image, by_subject(found, image.shape[:2])[0], CROP_SIZE, "face")
         assert face.crop is not None
         assert face.crop_from_image is not None
         marks = move(face.landmarks, face.crop_from_image)
-        return number, face.crop, marks, embedder([chip(image, face.landmarks)])[0]
+        return number, face.crop, marks, face.away, embedder([chip(image, face.landmarks)])[0]
 
     with ThreadPoolExecutor() as pool:
         seen = [found for found in pool.map(lambda one: look(*one), wanted) if found is not None]
-    numbers, crops, marks, embeddings = (np.stack(part) for part in zip(*seen, strict=True))
-    away = np.stack([radius(m, CROP_SIZE) for m in marks])
+    numbers, crops, marks, away, embeddings = (np.stack(part) for part in zip(*seen, strict=True))
     rim = np.where(away < 1, np.clip(2.5 * away - 1.5, 0, 1), 0).astype(np.float32)
     maps = np.stack([heat(m, CROP_SIZE) for m in marks])
     pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1

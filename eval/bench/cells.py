@@ -20,12 +20,12 @@ import torch
 from anonymize.eval.links import pictures
 from anonymize.eval.stats import share
 
-from anonymize.aligners import align
 from anonymize.detectors import MTCNN, by_subject
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.generators import Inpaint
 from anonymize.identities import ruled_out, side
 from anonymize.images import read
+from anonymize.outlines import outline
 from anonymize.record import Floats
 from anonymize.stages import job
 
@@ -55,7 +55,7 @@ def main() -> None:
         if not (found := detector([image])[0]):
             return None
         face = by_subject(found, image.shape[:2])[0]
-        seen = job(align(image, face, generator.size), "face", False)
+        seen = job(outline(image, face, generator.size, "face"), False)
         return generator.cells([seen])[0], embedder([chip(image, face.landmarks)])[0]
 
     prior, truth, guesses, codes_of = generator.prior, [], [], []

@@ -23,13 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anonymize.aligners import CROP_SIZE, align, move
+from anonymize.aligners import CROP_SIZE, move
 from anonymize.detectors import MTCNN, by_subject
 from anonymize.embedders import DenseNetEmbedder, DlibEmbedder, Embedder, chip
 from anonymize.faces import Faces, prepare
 from anonymize.generators import Inpaint, Job
 from anonymize.identities import invent
 from anonymize.images import encode, read
+from anonymize.outlines import outline
 from anonymize.record import Face, Floats, Pixels
 from anonymize.stages import job
 
@@ -42,8 +43,8 @@ def contexts(folder: Path, size: int) -> list[tuple[Face, Job]]:
     for path in sorted(folder.rglob("*.jpg")):
         image = read(path)
         if faces := detector([image])[0]:
-            face = align(image, by_subject(faces, image.shape[:2])[0], size)
-            found.append((face, job(face, "face", False)))
+            face = outline(image, by_subject(faces, image.shape[:2])[0], size, "face")
+            found.append((face, job(face, False)))
     return found
 
 
