@@ -50,6 +50,15 @@ class Person:
     apart: bool
 
 
+def pooled(logits: Sequence[Floats]) -> Floats:
+    """Logits (cells,) of a person's pictures as one.
+
+    The sum over the root of their number: pictures of one person tell more than one does, but not as
+    much as if they had been taken independently.
+    """
+    return np.asarray(np.sum(logits, axis=0) / len(logits) ** 0.5, np.float32)
+
+
 DOUBT = 50
 """As many people as this, spread over cells as the training faces are, are added to those of a data
 set when it is estimated how they are spread: a few guesses prove nothing."""
@@ -164,7 +173,7 @@ def invent(
     Args:
         prior: `anonymize.priors.CodePrior`.
         key: the secret.
-        people: label to the mean (cells,) logits of the person's visible contexts, or None to draw
+        people: label to the `pooled` logits (cells,) of the visible contexts, or None to draw
             the cell blindly.
         taken: codes (128,) of people who are there already.
         casting: which attempt at these people this is; each draws other codes.

@@ -21,7 +21,7 @@ import numpy as np
 
 from anonymize import kept, seeds
 from anonymize.errors import ConfigError, ReleaseError
-from anonymize.identities import Person
+from anonymize.identities import Person, pooled
 from anonymize.pipeline import INTERNAL, NO_MEMORY
 from anonymize.record import Face, Floats
 
@@ -268,9 +268,10 @@ class State:
         self.db.commit()
 
     def people(self) -> dict[str, Floats | None]:
-        """Pseudonyms with the mean cell logits of their surveyed pictures."""
+        """Pseudonyms with what their surveyed pictures together suggest, see `pooled`."""
         pairs = self._by_person("logits")
-        return {p: _mean(np.frombuffer(b, "<f4") for b in blobs if b) for p, blobs in pairs}
+        seen = {p: [np.frombuffer(b, "<f4") for b in blobs if b] for p, blobs in pairs}
+        return {person: pooled(logits) if logits else None for person, logits in seen.items()}
 
     def templates(self) -> dict[str, Floats]:
         """The mean embedding (128,) of the subject in each pseudonym's surveyed sources."""

@@ -23,7 +23,7 @@ from anonymize.eval.stats import share
 from anonymize.detectors import MTCNN, by_subject
 from anonymize.embedders import DlibEmbedder, chip
 from anonymize.generators import Inpaint
-from anonymize.identities import ruled_out, side
+from anonymize.identities import pooled, ruled_out, side
 from anonymize.images import read
 from anonymize.outlines import outline
 from anonymize.record import Floats
@@ -64,7 +64,7 @@ def main() -> None:
         for paths in chosen(args.src, args.people, args.images).values():
             looks = [found for found in pool.map(look, paths) if found is not None]
             if looks:
-                guesses.append(np.mean([logits for logits, _ in looks], 0))
+                guesses.append(pooled([logits for logits, _ in looks]))
                 codes = prior.code(torch.from_numpy(np.stack([code for _, code in looks])))
                 codes_of.append(codes.mean(0).numpy())
                 truth.append(int((codes.mean(0) @ means.T).argmax()))
