@@ -53,8 +53,8 @@ class Person:
 def pooled(logits: Sequence[Floats]) -> Floats:
     """Logits (cells,) of a person's pictures as one.
 
-    The sum over the root of their number: pictures of one person tell more than one does, but not as
-    much as if they had been taken independently.
+    The sum over the root of their number: several pictures tell more than one, but not as much as
+    if they had been taken independently.
     """
     return np.asarray(np.sum(logits, axis=0) / len(logits) ** 0.5, np.float32)
 

@@ -25,7 +25,8 @@ class Recipe:
 
     Attributes:
         generator: a registered generator or `package.module:attr`.
-        region: `face` (forehead to hairline, cheeks, jaw) or `head` (hairline and ears too).
+        region: `face` (forehead to hairline, cheeks, jaw; not what covers them) or `head`
+            (hairline and ears too, whatever covers them).
         context_codes: draw each new person from the cell that the visible context suggests; False
             draws blindly.
         reader: the source's format, empty to tell by its looks.
