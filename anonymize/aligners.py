@@ -25,8 +25,8 @@ fit in, because what is replaced reaches that far."""
 
 REGIONS = {"face": (1.2, 1.1, 1.28), "head": (1.72, 1.25, 1.75)}
 """How far the replaced region reaches: up from the eyes and down from the mouth in units of the
-eye-to-mouth distance, and to each side in units of the eye distance. Where something covers the skin, `face` ends
-earlier (`outlines`)."""
+eye-to-mouth distance, and to each side in units of the eye distance. Where something covers the
+skin, `face` ends earlier (`outlines`)."""
 
 NEAR, FAR = 0.6, 1.0
 """How much further the region reaches on the cheek that a turned head shows, and how much less far
