@@ -21,12 +21,13 @@ SKIN = np.array([(26, 135, 80), (255, 180, 130)])
 FEW_SKIN = 0.005
 """Share of the crop up to which visible skin tells nothing; from twice of it on it is trusted."""
 
-TONE, MOST_TONE = np.array([0.2, 0.5, 0.5]), np.array([14.0, 10.0, 10.0])
-"""How far lightness, a* and b* (CIELAB) of the face go towards those of the visible skin: which
-share of the gap, and at most."""
+TONE, MOST_TONE = 0.4, 10.0
+"""How far a* and b* (CIELAB) of the face go towards those of the visible skin: which share of the
+gap, and at most."""
 
-USUAL, USUALLY, MOST_USUAL = 54.0, 0.3, 8.0
-"""The L* of faces that cameras aim at; which share of the way there new ones go, and how far."""
+USUAL, LIGHTER, DARKER, MOST_USUAL = 54.0, 0.1, 0.3, 8.0
+"""The L* of faces that cameras aim at; which share of the way there darker and lighter ones go, and
+how far at most."""
 
 NEARBY, STRAY = 0.1, 3.0
 """How near, as a share of the crop's side, a colour has to be visible to be believed in the outer
@@ -155,10 +156,10 @@ def _distance(face: Face) -> Floats:
 def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -> Pixels:
     """Draws the middle of the face part of the way to the skin that is visible around it.
 
-    Necks and ears are in shadow more than faces, so lightness follows less than hue. It also goes
-    part of the way to one value, from which exposure keeps faces in photographs less far than the
-    generator, who sees no more than their surroundings, draws them. What counts as skin is a box of
-    Cr and Cb (Chai and Ngan 1999), not above the eyes, where hair is.
+    Necks and ears are in shadow, so only hue follows them. Lightness goes part of the way to one
+    value, from which exposure keeps faces in photographs less far than the generator, who sees no
+    more than their surroundings, draws them; less if they are darker, as dark skin is. What counts
+    as skin is a box of Cr and Cb (Chai and Ngan 1999), not above the eyes, where hair is.
 
     Args:
         crop: (S, S, 3) uint8 RGB, the generated crop.
@@ -179,8 +180,10 @@ def _toned(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     new, old = _lab(crop), _lab(context)
     tone, shift = np.median(new[middle], 0), np.zeros(3)
     if trust:
-        shift += trust * np.clip(TONE * (np.median(old[skin], 0) - tone), -MOST_TONE, MOST_TONE)
-    shift[0] += np.clip(USUALLY * (USUAL - tone[0] - shift[0]), -MOST_USUAL, MOST_USUAL)
+        gap = np.median(old[skin], 0)[1:] - tone[1:]
+        shift[1:] = trust * np.clip(TONE * gap, -MOST_TONE, MOST_TONE)
+    away = USUAL - tone[0]
+    shift[0] = np.clip((LIGHTER if away > 0 else DARKER) * away, -MOST_USUAL, MOST_USUAL)
     share = np.clip((1 - distance) / 0.35, 0, 1)
     weight = np.asarray(share * share * (3 - 2 * share), np.float32)[..., None]
     return _rgb(new + weight * np.float32(shift))

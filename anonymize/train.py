@@ -17,6 +17,7 @@ from anonymize.cells import HELD_OUT, fit_cells, fit_guess
 from anonymize.embedders import DLIB_RESNET, DlibResNet, chips
 from anonymize.faces import Faces, prepare
 from anonymize.generators import write_sums
+from anonymize.glasses import without_glasses
 from anonymize.images import encode
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
 from anonymize.outlines import extent
@@ -64,6 +65,7 @@ class Trainer:
         features = self._hints(faces)
         prior, embeddings = self.prior.cpu(), torch.from_numpy(faces.embeddings)
         cells = fit_cells(prior, embeddings, faces.groups, features, self.recipe.seed)
+        without_glasses(prior, faces)
         self.prior.to(self.device)
         self.cells = cells.to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}

@@ -25,7 +25,7 @@ LAYERS = [
     },
     {"detectors", "embedders", "priors", "identities", "readers", "writers", "lists", "adversary"},
     {"aligned", "manifest", "recordio", "shards", "tsv", "verification"},
-    {"inpaint", "blenders", "recipe", "faces", "cells", "views"},
+    {"inpaint", "blenders", "recipe", "faces", "cells", "glasses", "views"},
     {"generators", "hub", "ksame", "perturb"},
     {"stages", "kept", "training", "testing"},
     {"state", "testing_writers", "train", "perturb_train", "work"},
