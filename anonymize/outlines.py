@@ -9,7 +9,7 @@ import numpy.typing as npt
 from anonymize.aligners import align, frame, move, radius
 from anonymize.record import Face, Floats, Pixels
 
-CORE = (0.45, 0.78, 1.28)
+CORE = (0.5, 0.85, 1.28)
 """What is replaced whatever covers it, in the units of `aligners.REGIONS`: brows to chin, and as
 far to the sides as ever, so that cheeks and jaws stay hidden."""
 
@@ -19,7 +19,7 @@ ANGLES, RADII, INNER = 96, 40, 0.35
 SKIN_LIGHTER, SKIN_DARKER = np.array([24.0, 7.0, 8.0]), np.array([20.0, 7.0, 8.0])
 """How much lighter or darker, redder and yellower (CIELAB) than cheeks and nose skin may be."""
 
-ALIKE, DOUBT, STIFF = 1.35, 0.15, 0.6
+ALIKE, DOUBT, STIFF = 1.35, 0.25, 0.6
 """At which distance, in those units, a colour speaks as much for as against skin; what speaks for
 skin where nothing is known; and what it costs the border to move by a place from ray to ray."""
 
