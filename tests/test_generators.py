@@ -15,7 +15,7 @@ from anonymize.aligners import SIGHT, TEMPLATE, WALL, radius, secluded
 from anonymize.embedders import CHIP, chip, chips
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
-from anonymize.identities import LIMIT, REDRAWS, invent, pooled, pseudonym, ruled_out, side
+from anonymize.identities import BOLDER, LIMIT, REDRAWS, invent, pooled, pseudonym, ruled_out, side
 from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline
 from anonymize.priors import CodePrior
 from anonymize.recipe import TrainRecipe
@@ -225,8 +225,8 @@ def test_what_a_set_consists_of_corrects_weak_guesses(inpaint: Inpaint) -> None:
 
 def test_more_pictures_tell_more_but_not_as_much_as_if_they_were_independent() -> None:
     one = np.array([1, -1], np.float32)
-    assert (pooled([one]) == one).all()
-    assert pooled([one] * 4) == pytest.approx(2 * one)
+    assert (pooled([one]) == BOLDER * one).all()
+    assert pooled([one] * 4) == pytest.approx(2 * BOLDER * one)
     assert pooled([one, -one]) == pytest.approx([0, 0])
 
 

@@ -73,14 +73,19 @@ def main() -> None:
     halves = side(prior, prior.mean.double().numpy()) > 0
     rates, usual = np.bincount(own, minlength=len(means)) / len(own), prior.weight.numpy()
     usual = usual / usual.sum()
-    print(f"{len(own)} people, {len(means)} cells\n\n| | cell right | side right |\n|---|---|---|")
+    print(f"{len(own)} people, {len(means)} cells\n")
+    print("| | cell right | side right | of the larger side | of the smaller |")
+    print("|---|---|---|---|---|")
+    many = sexes == (sexes.mean() > 0.5)
     for name, seen in (("guess", people), ("all guesses", ruled_out(prior, people))):
         found = np.array([int(np.argmax(seen[label])) for label in people])
-        print(f"| {name} | {interval(found == own)} | {interval(halves[found] == sexes)} |")
+        right = halves[found] == sexes
+        parts = (found == own, right, right[many], right[~many])
+        print(f"| {name} | {' | '.join(map(interval, parts))} |")
     above = usual[halves].sum()
     blind = np.where(sexes, above, 1 - above).mean()
-    print(f"| blind draw | {rates @ usual:.1%} | {blind:.1%} |")
-    print(f"| most frequent | {rates.max():.1%} | {max(sexes.mean(), 1 - sexes.mean()):.1%} |")
+    print(f"| blind draw | {rates @ usual:.1%} | {blind:.1%} | | |")
+    print(f"| most frequent | {rates.max():.1%} | {many.mean():.1%} | 100 % | 0 % |")
 
 
 def interval(right: np.ndarray) -> str:
