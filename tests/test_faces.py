@@ -391,6 +391,26 @@ def test_colours_that_are_neither_in_the_face_nor_nearby_are_taken_from_around_i
     assert (out[top][:, 2] - out[top][:, 0]).mean() > 80
 
 
+def test_spots_are_taken_from_cheeks_and_jaw_but_not_from_features_or_foreheads() -> None:
+    image = np.full((128, 128, 3), (190, 150, 130), np.uint8)
+    face = outlined(image, 1.0, 0)
+    places = {"cheek": (92, 40), "jaw": (112, 64), "nose": (73, 64), "forehead": (32, 64)}
+    left = {}
+    for name, (y, x) in places.items():
+        crop = image.copy()
+        crop[y - 1 : y + 2, x - 2 : x + 3] = (60, 40, 30)
+        plain, spotted = (blend(image, one, face).astype(int) for one in (image, crop))
+        left[name] = np.abs(spotted - plain)[y, x].mean()
+    assert left["cheek"] < 5
+    assert left["jaw"] < 5
+    assert left["nose"] > 60
+    assert left["forehead"] > 20
+    crop = image.copy()
+    crop[:, :36] = (60, 40, 30)  # an edge stays where it is
+    edge = blend(image, crop, face).astype(int)[92, :, 0]
+    assert (edge[37:45] > edge[30:35].max() + 40).all()
+
+
 def test_colours_are_matched_to_the_context() -> None:
     image = np.full((200, 200, 3), (200, 120, 60), np.uint8)
     face = outlined(image, 1.0, 0.0)
