@@ -11,7 +11,7 @@ import numpy as np
 from anonymize import seeds
 from anonymize.record import Floats
 
-APART = 0.42
+APART = 0.34
 """Cosine between two codes up to which a draw is taken at once: pictures rarely match then."""
 
 LIMIT = 0.65
