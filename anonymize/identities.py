@@ -11,8 +11,9 @@ import numpy as np
 from anonymize import seeds
 from anonymize.record import Floats
 
-APART = 0.34
-"""Cosine between two codes up to which a draw is taken at once: pictures rarely match then."""
+APART = 0.42
+"""Cosine between two codes up to which a draw is taken at once: pictures rarely match then. With
+less, people are more distinct but odd, because only odd ones are so far from all others."""
 
 LIMIT = 0.65
 """Greatest cosine between two codes. Stricter than the recogniser's threshold at a
