@@ -270,8 +270,8 @@ class State:
     def people(self) -> dict[str, Floats | None]:
         """Pseudonyms with what their surveyed pictures together suggest, see `pooled`."""
         pairs = self._by_person("logits")
-        seen = {p: [np.frombuffer(b, "<f4") for b in blobs if b] for p, blobs in pairs}
-        return {person: pooled(logits) if logits else None for person, logits in seen.items()}
+        seen = ((p, [np.frombuffer(b, "<f4") for b in blobs if b]) for p, blobs in pairs)
+        return {person: pooled(logits) if logits else None for person, logits in seen}
 
     def templates(self) -> dict[str, Floats]:
         """The mean embedding (128,) of the subject in each pseudonym's surveyed sources."""
