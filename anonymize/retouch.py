@@ -1,0 +1,291 @@
+"""Makes a generated face look as if the photograph's camera had seen it: colours, edges, grain.
+
+Nothing here looks at what was replaced, only at the new face and at what surrounds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anonymize.record import Floats, Pixels
+
+SPOT = 0.05
+"""Side of the square of which pixels of cheeks and jaw get the median, as a share of the crop's."""
+
+NEARBY, STRAY = 0.1, 3.0
+"""How near, as a share of the crop's side, a colour has to be visible to be believed in the outer
+part of the region; and how far a* and b* may go beyond those that are."""
+
+SKIN = np.array([(26, 135, 80), (255, 180, 130)])
+"""Least and greatest Y, Cr and Cb (0..255) of what counts as skin."""
+
+FEW_SKIN = 0.005
+"""Share of the crop up to which visible skin tells nothing; from twice of it on it is trusted."""
+
+TONE, MOST_TONE = 0.4, 10.0
+"""How far a* and b* (CIELAB) of the face go towards those of the visible skin: which share of the
+gap, and at most."""
+
+USUAL, LIGHTER, DARKER, MOST_USUAL = 54.0, 0.1, 0.3, 8.0
+"""The L* of faces that cameras aim at; which share of the way there darker and lighter ones go, and
+how far at most."""
+
+SHADED = 0.5
+"""Which share of the gap a face goes that is darker than the visible skin, which shade is on."""
+
+CONTRAST, COLOUR = 1.1, 1.12
+"""By how much differences of lightness, and colours, are made stronger: the generator, who was
+taught by mean errors, draws both fainter than cameras see them."""
+
+EDGE, FAINT, CLEAR = 3.0, 20.0, 30.0
+"""By how much the edge between jaw and background is made steeper; up to which difference in grey
+levels there is none, and how much more makes it a clear one."""
+
+BLURRED, DETAIL, SOFTER = 1.2, 0.95, (0.7, 1.0, 1.4, 2.0, 2.8)
+"""How much more detail than its surroundings a face may have, which quantile of fine differences
+counts as that, and by which blurs, standard deviations in pixels, more is taken away."""
+
+LEAST_GRAIN, MOST_GRAIN, GRAIN_SIZE, SMOOTHEST = 1.0, 6.0, 0.6, 0.05
+"""Least grain of a face, as of skin without noise, and most that is added, as standard deviations
+in grey levels; its size in pixels; and the quantile of local deviations that counts as the grain of
+a picture."""
+
+
+def fitted(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -> Pixels:
+    """A drawn face in the colours and with the edges of what surrounds it.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB, as the generator drew it.
+        context: (S, S, 3) the crop as it was, of which only what lies outside the region is used.
+        distance: (S, S), below 1 within the region, see `Face.away`.
+        landmarks: (5, 2) crop pixels.
+
+    Returns:
+        (S, S, 3) uint8 RGB.
+    """
+    below = _below(landmarks, len(crop))
+    lab, seen = _lab(_unspotted(crop, distance, below)), _lab(context)
+    lab = _tamed(lab, seen, distance)
+    lab = _toned(lab, seen, _skin(context, distance, below), distance)
+    drawn = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255
+    drawn = _edged(drawn, context, distance, below)
+    return _matched(drawn, context, distance)
+
+
+def textured(new: Floats, old: Pixels, far: Floats) -> Floats:
+    """A new face with as little detail, and as much grain, as the photograph has around it.
+
+    Args:
+        new: (H, W, 3) float32 RGB, 0..255, the fitted face at the photograph's resolution.
+        old: (H, W, 3) uint8 RGB, that part of the photograph.
+        far: (H, W), below 1 within the region.
+    """
+    around, inside = (far >= 1) & (far < 1.5), far < 1
+    if around.sum() < 64 or inside.sum() < 64:
+        return new
+    return _grained(_softened(new, old, around, inside), old, far)
+
+
+def _below(landmarks: Floats, size: int) -> Floats:
+    """How far crop pixels (S, S) lie below the eyes along the face, in sides of the crop."""
+    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
+    down = (mouth - eyes) / max(float(np.linalg.norm(mouth - eyes)), 1.0) / size
+    axis = np.arange(size, dtype=np.float32)
+    return np.asarray((axis - eyes[0]) * down[0] + (axis[:, None] - eyes[1]) * down[1])
+
+
+def _unspotted(crop: Pixels, distance: Floats, below: Floats) -> Pixels:
+    """Takes spots and short lines away from cheeks and jaw, where the generator hides identity.
+
+    A median (Tukey 1977) keeps edges, such as that of the jaw. Eyes, brows, nose and mouth, which
+    lie nearer to the middle, and foreheads, where hair may be, stay as they were drawn.
+    """
+    plain = cv2.medianBlur(crop, 2 * round(SPOT * len(crop) / 2) + 1)
+    share = np.clip((distance - 0.55) / 0.12, 0, 1) * (distance < 1)
+    share *= np.clip((below + 0.016) / 0.047, 0, 1)
+    return np.asarray(
+        np.rint(crop + share[..., None] * (plain - crop.astype(np.float32))), np.uint8
+    )
+
+
+def _tamed(new: Floats, seen: Floats, distance: Floats) -> Floats:
+    """Takes away stray colours around the face, such as a blue shimmer on grey hair.
+
+    Towards the border a* and b* stay within the range of what is visible nearby and of the new
+    face's middle; lightness stays. Crop and context are CIELAB (S, S, 3).
+    """
+    outside, middle = distance >= 1, distance < 0.5
+    if not outside.any() or not middle.any():
+        return new
+    new, seen, reach = new.copy(), cv2.GaussianBlur(seen, (0, 0), 1), round(NEARBY * len(new))
+    near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    share = np.clip((distance - 0.5) / 0.2, 0, 1) * ~outside
+    for part in (1, 2):
+        values, visible = new[..., part], seen[..., part]
+        low, high = np.quantile(values[middle], [0.05, 0.95])
+        most = cv2.dilate(np.where(outside, visible, np.float32(high)), near)
+        least = cv2.erode(np.where(outside, visible, np.float32(low)), near)
+        most = cv2.GaussianBlur(np.maximum(most, np.float32(high)), (0, 0), 2) + STRAY
+        least = cv2.GaussianBlur(np.minimum(least, np.float32(low)), (0, 0), 2) - STRAY
+        values += share * (np.clip(values, least, most) - values)
+    return new
+
+
+def _skin(context: Pixels, distance: Floats, below: Floats) -> npt.NDArray[np.bool_]:
+    """Which pixels (S, S) near the region show skin, not above the eyes, where hair is.
+
+    What counts as skin is a box of Cr and Cb (Chai and Ngan 1999).
+    """
+    colours = cv2.cvtColor(context, cv2.COLOR_RGB2YCrCb)
+    skin = (colours >= SKIN[0]).all(2) & (colours <= SKIN[1]).all(2)
+    return np.asarray(skin & (distance > 1) & (distance < 1.2) & (below > -0.04))
+
+
+def _toned(new: Floats, seen: Floats, skin: npt.NDArray[np.bool_], distance: Floats) -> Floats:
+    """Gives the middle of the face contrast, and draws it part of the way to the visible skin.
+
+    Necks and ears are in shadow, so hue follows them, and lightness only where the face would be
+    the darker. Lightness goes part of the way to one value, from which exposure keeps faces in
+    photographs less far than the generator, who sees no more than their surroundings, draws them;
+    less if they are darker, as dark skin is. Crop and context are CIELAB (S, S, 3).
+    """
+    if not (middle := distance < 0.6).any():
+        return new
+    tone, shift = np.median(new[middle], 0), np.zeros(3)
+    away = USUAL - tone[0]
+    shift[0] = (LIGHTER if away > 0 else DARKER) * away
+    if trust := np.clip((skin.mean() - FEW_SKIN) / FEW_SKIN, 0, 1):
+        gap = np.median(seen[skin], 0) - tone
+        shift[0] = max(shift[0], trust * SHADED * gap[0])
+        shift[1:] = trust * np.clip(TONE * gap[1:], -MOST_TONE, MOST_TONE)
+    shift[0] = np.clip(shift[0], -MOST_USUAL, MOST_USUAL)
+    share = np.clip((1 - distance) / 0.35, 0, 1)
+    weight = np.asarray(share * share * (3 - 2 * share), np.float32)[..., None]
+    stronger = (new - [tone[0], 0, 0]) * [CONTRAST - 1, COLOUR - 1, COLOUR - 1]
+    return np.asarray(new + weight * (stronger + shift), np.float32)
+
+
+def _edged(new: Floats, context: Pixels, distance: Floats, below: Floats) -> Floats:
+    """Gives cheeks and jaw a clear edge where the generator left haze between face and background.
+
+    Every pixel is taken for a mixture of the nearest colours of the face and of the surroundings
+    (Porter and Duff 1984), and the share of the face made steeper about a half.
+    """
+    outside, middle, size = distance >= 1, distance < 0.7, len(new)
+    if not outside.any() or not middle.any():
+        return new
+    face = _continued(new, middle, size)
+    back = _continued(context.astype(np.float32), outside, size)
+    gap = face - back
+    square = np.square(gap).sum(2)
+    mixed = cv2.GaussianBlur(new, (0, 0), size / 85) - back
+    share = np.clip((mixed * gap).sum(2) / (square + 1e-3), 0, 1)
+    steeper = np.clip((share - 0.5) * EDGE + 0.5, 0, 1)
+    trust = np.clip((np.sqrt(square) - FAINT) / CLEAR, 0, 1) * np.clip(below / 0.06, 0, 1)
+    trust *= np.clip((distance - 0.6) / 0.15, 0, 1) * ~outside
+    return np.asarray(np.clip(new + (trust * (steeper - share))[..., None] * gap, 0, 255))
+
+
+def _continued(values: Floats, known: npt.NDArray[np.bool_], size: int) -> Floats:
+    """(S, S, 3) values, smoothed, and beyond those that are known the nearest that is."""
+    weight = cv2.GaussianBlur(known.astype(np.float32), (0, 0), size / 50)[..., None]
+    soft = cv2.GaussianBlur(values * known[..., None], (0, 0), size / 50) / (weight + 1e-3)
+    unknown = (~known).astype(np.uint8)
+    kind = cv2.DIST_LABEL_PIXEL
+    nearest = cv2.distanceTransformWithLabels(unknown, cv2.DIST_L2, 5, labelType=kind)[1]
+    colours = np.zeros((nearest.max() + 1, 3), np.float32)
+    colours[nearest[known]] = soft[known]
+    return np.asarray(cv2.GaussianBlur(colours[nearest], (0, 0), size / 25))
+
+
+def _matched(crop: Floats, context: Pixels, distance: Floats) -> Pixels:
+    """Adds the smooth field by which the crop misses the context just outside the region.
+
+    A broad estimate reaches the middle of the face, a narrow one follows the border.
+    """
+    size, field = len(crop), np.zeros_like(crop)
+    ring = ((distance >= 1.0) & (distance < 1.2)).astype(np.float32)
+    if ring.any():
+        gap = np.clip(context.astype(np.float32) - crop, -48, 48) * ring[..., None]
+        broad = _spread(gap, ring, 0.25 * size, 1e-4)
+        field = broad + _spread(gap - broad * ring[..., None], ring, 0.06 * size, 0.05)
+    return np.asarray(np.clip(crop + field, 0, 255).round(), np.uint8)
+
+
+def _spread(values: Floats, weights: Floats, sigma: float, least: float) -> Floats:
+    """Gaussian average of (S, S, 3) values by weight; it fades where there is less than `least`.
+
+    So smooth a field is computed on a coarser grid, of at least three pixels to `sigma`.
+    """
+    both, step = np.dstack([values, weights]), 2 ** int(np.log2(max(sigma / 3, 1)))
+    side = max(len(values) // step, 1)
+    small = cv2.resize(both, (side, side), interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), sigma * side / len(values))
+    field = small[..., :3] / (small[..., 3:] + least)
+    return np.asarray(cv2.resize(field, values.shape[1::-1], interpolation=cv2.INTER_CUBIC))
+
+
+def _softened(
+    new: Floats, old: Pixels, around: npt.NDArray[np.bool_], inside: npt.NDArray[np.bool_]
+) -> Floats:
+    """Blurs a new face that is sharper than what surrounds it, as of a head out of focus."""
+    most, soft = BLURRED * _detail(old, around), new
+    for blur in SOFTER:
+        if _detail(soft, inside) <= most:
+            break
+        soft = cv2.GaussianBlur(new, (0, 0), blur)
+    return soft
+
+
+def _detail(image: Floats | Pixels, where: npt.NDArray[np.bool_]) -> float:
+    return float(np.quantile(np.abs(_fine(_mean(image)))[where], DETAIL))
+
+
+def _grained(new: Floats, old: Pixels, far: Floats) -> Floats:
+    """Adds the photograph's grain where the new face lacks it.
+
+    The level is that of the smoothest parts, of all that is near and of what is as light as the
+    face if that is less, so that hair, cloth and edges do not count as grain. The pattern depends
+    on the face's pixels only.
+    """
+    outside, inside = far >= 1, far < 1
+    grey, before = _mean(new), _mean(old)
+    alike = np.abs(cv2.GaussianBlur(before, (0, 0), 3) - np.median(grey[inside])) < 50
+    grain, alike = _grain(before), alike & outside
+    wanted = float(np.quantile(grain[outside], SMOOTHEST))
+    if alike.sum() >= 64:
+        wanted = min(wanted, float(np.quantile(grain[alike], SMOOTHEST)))
+    had = float(np.quantile(_grain(grey)[inside], SMOOTHEST))
+    missing = min(max(max(wanted, LEAST_GRAIN) ** 2 - had**2, 0.0) ** 0.5, MOST_GRAIN)
+    if not missing:
+        return new
+    seed = hashlib.sha256(np.rint(grey).astype(np.uint8).tobytes()).digest()
+    random = np.random.default_rng(int.from_bytes(seed[:8], "big"))
+    noise = random.standard_normal(grey.shape, np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), GRAIN_SIZE)  # grain spans pixels, unlike white noise
+    noise *= missing / max(float(np.quantile(_grain(noise), SMOOTHEST)), 1e-6)
+    return np.asarray(np.clip(new + noise[..., None], 0, 255), np.float32)
+
+
+def _grain(grey: Floats) -> Floats:
+    """Local standard deviation of the fine differences in (H, W) values."""
+    return np.asarray(np.sqrt(cv2.GaussianBlur(np.square(_fine(grey)), (0, 0), 3)))
+
+
+def _fine(grey: Floats) -> Floats:
+    """What a small blur removes from (H, W) values."""
+    return np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), 1.5))
+
+
+def _mean(image: Floats | Pixels) -> Floats:
+    """(H, W, 3) to the mean of the channels (H, W), float32."""
+    return np.asarray(cv2.transform(np.float32(image), np.full((1, 3), 1 / 3, np.float32)))
+
+
+def _lab(image: Pixels) -> Floats:
+    """RGB to CIELAB (H, W, 3), float32."""
+    return np.asarray(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
