@@ -34,6 +34,10 @@ USUAL, LIGHTER, DARKER, MOST_USUAL = 54.0, 0.1, 0.3, 8.0
 """The L* of faces that cameras aim at; which share of the way there darker and lighter ones go, and
 how far at most."""
 
+HUE, USUALLY, COLOURLESS = np.array([14.5, 20.0]), 0.3, 15.0
+"""The a* and b* of faces in photographs; which share of the way there new ones go; and how much
+colour there is in pictures that are not nearly grey, where they go less far."""
+
 SHADED = 0.5
 """Which share of the gap a face goes that is darker than the visible skin, which shade is on."""
 
@@ -149,11 +153,13 @@ def _toned(new: Floats, seen: Floats, skin: npt.NDArray[np.bool_], distance: Flo
     """Gives the middle of the face contrast, and draws it part of the way to the visible skin.
 
     Necks and ears are in shadow, so hue follows them, and lightness only where the face would be
-    the darker. Lightness goes part of the way to one value, from which exposure keeps faces in
-    photographs less far than the generator, who sees no more than their surroundings, draws them;
-    less if they are darker, as dark skin is. Crop and context are CIELAB (S, S, 3).
+    the darker. Then the face goes part of the way to one lightness, from which exposure keeps faces
+    in photographs less far than the generator, who sees no more than their surroundings, draws
+    them, but less if it is darker, as dark skin is; and to one hue, unless the picture is grey.
+    Crop and context are CIELAB (S, S, 3).
     """
-    if not (middle := distance < 0.6).any():
+    middle, outside = distance < 0.6, distance >= 1
+    if not middle.any() or not outside.any():
         return new
     tone, shift = np.median(new[middle], 0), np.zeros(3)
     away = USUAL - tone[0]
@@ -163,6 +169,8 @@ def _toned(new: Floats, seen: Floats, skin: npt.NDArray[np.bool_], distance: Flo
         shift[0] = max(shift[0], trust * SHADED * gap[0])
         shift[1:] = trust * np.clip(TONE * gap[1:], -MOST_TONE, MOST_TONE)
     shift[0] = np.clip(shift[0], -MOST_USUAL, MOST_USUAL)
+    colour = float(np.quantile(np.hypot(seen[..., 1], seen[..., 2])[outside], 0.9))
+    shift[1:] += min(colour / COLOURLESS, 1) * USUALLY * (HUE - COLOUR * tone[1:] - shift[1:])
     share = np.clip((1 - distance) / 0.35, 0, 1)
     weight = np.asarray(share * share * (3 - 2 * share), np.float32)[..., None]
     stronger = (new - [tone[0], 0, 0]) * [CONTRAST - 1, COLOUR - 1, COLOUR - 1]

@@ -10,12 +10,15 @@ from anonymize.aligners import TEMPLATE, radius
 from anonymize.record import Floats, Pixels
 from anonymize.retouch import (
     COLOUR,
+    COLOURLESS,
     CONTRAST,
     DARKER,
+    HUE,
     LEAST_GRAIN,
     LIGHTER,
     MOST_USUAL,
     USUAL,
+    USUALLY,
     fitted,
     textured,
 )
@@ -96,13 +99,14 @@ def test_colours_are_matched_to_the_context() -> None:
         ((90, 90, 90), (158, 120, 105), False),
     ],
 )
-def test_a_face_goes_part_of_the_way_to_visible_skin_and_to_the_usual_lightness(
+def test_a_face_goes_part_of_the_way_to_visible_skin_and_to_what_is_usual(
     around: tuple[int, ...], drawn: tuple[int, ...], moves: bool
 ) -> None:
     crop = np.where(INSIDE[..., None], np.array(drawn), np.array(around)).astype(np.uint8)
     y, x = np.rint(TEMPLATE[2]).astype(int)[::-1]
     was, there, now = map(lab, (drawn, around, fit(crop, plain(*around))[y, x]))
-    now[1:] -= (COLOUR - 1) * was[1:]
+    share = USUALLY * min(float(np.hypot(*there[1:])) / COLOURLESS, 1)  # none in grey pictures
+    now[1:] = (now[1:] - share * HUE) / (1 - share) - (COLOUR - 1) * was[1:]
     light, share = now[0] - was[0], LIGHTER if was[0] < USUAL else DARKER
     usual = np.clip(share * (USUAL - was[0]), -MOST_USUAL, MOST_USUAL)
     if moves:
@@ -118,7 +122,7 @@ def test_a_face_goes_part_of_the_way_to_visible_skin_and_to_the_usual_lightness(
 
 
 def test_contrast_within_the_face_and_its_colours_become_stronger_and_grey_stays_grey() -> None:
-    wall = plain(90, 90, 90)
+    wall = plain(90, 90, 90)  # nearly grey pictures stay so
     half = np.where((COLUMNS < 64)[..., None], (150, 120, 110), (190, 160, 150)).astype(np.uint8)
     for crop in (half, np.repeat(half[..., :1], 3, 2)):
         out = fit(np.where(INSIDE[..., None], crop, wall).astype(np.uint8), wall)
