@@ -18,7 +18,7 @@ class Discriminator(nn.Module):
     Trained with the logistic loss and the R1 gradient penalty (Mescheder et al. 2018).
     """
 
-    def __init__(self, base: int = 48) -> None:
+    def __init__(self, base: int = 64) -> None:
         super().__init__()
         widths = (base // 2, base, 2 * base, 4 * base, 5 * base)
         down = [nn.Conv2d(a, b, 4, 2, 1) for a, b in pairwise(widths)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from copy import copy
 from typing import Any
@@ -21,17 +22,39 @@ FOLD = 4
 """The U-Net works at this fraction of the crop's resolution."""
 
 
+class Refinement(nn.Module):
+    """A residual block under a class embedding, which does nothing before it is trained."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * width)
+        self.norm2 = nn.GroupNorm(8, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(N, width, H, W) and (N, embedding) to (N, width, H, W)."""
+        scale, shift = self.film(F.silu(embedding))[:, :, None, None].chunk(2, 1)
+        y = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        out: Tensor = x + self.conv2(F.silu(y * (1 + scale) + shift))
+        return out
+
+
 class FaceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """What stands around the U-Net: identity code to class embedding, features to pixels.
 
     The U-Net works at a quarter of the crop's resolution, which is what makes it fast on a CPU.
     This module folds pixels into channels on the way in and unfolds them on the way out, with a
     residual block at half resolution and a correction at full resolution that removes the grid
-    which unfolding alone would leave.
+    which unfolding alone would leave. Each level of `depth` beyond the first adds two blocks at
+    half and one at full resolution.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, embedding: int = 256, features: int = 128) -> None:
+    def __init__(self, embedding: int = 256, features: int = 128, depth: int = 1) -> None:
         super().__init__()
         inputs, half = 3 + CONTEXT, features // 4
         self.embed = nn.Sequential(
@@ -47,6 +70,10 @@ class FaceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.unfold = nn.Conv2d(half, 4 * 12, 3, padding=1)
         self.fine1 = nn.Conv2d(12 + inputs, 16, 3, padding=1)
         self.fine2 = nn.Conv2d(16, 3, 3, padding=1)
+        self.coarse_blocks = nn.ModuleList(
+            Refinement(half, embedding) for _ in range(2 * (depth - 1))
+        )
+        self.fine_blocks = nn.ModuleList(Refinement(16, embedding) for _ in range(depth - 1))
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.fine2.weight)
 
@@ -68,8 +95,13 @@ class FaceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         scale, shift = self.film(F.silu(embedding))[:, :, None, None].chunk(2, 1)
         y = self.conv1(F.silu(self.norm1(x)))
         x = self.join(x) + self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
+        for block in self.coarse_blocks:
+            x = block(x, embedding)
         x = F.pixel_shuffle(self.unfold(F.silu(x)), 2)
-        out: Tensor = x[:, :3] + self.fine2(F.silu(self.fine1(torch.cat([x, inputs], 1))))
+        fine = self.fine1(torch.cat([x, inputs], 1))
+        for block in self.fine_blocks:
+            fine = block(fine, embedding)
+        out: Tensor = x[:, :3] + self.fine2(F.silu(fine))
         return out
 
 
@@ -161,9 +193,12 @@ def contexts(crops: Tensor, masks: Tensor, heats: Tensor) -> Tensor:
 
 
 def new_pipeline(
-    channels: Sequence[int] = (64, 128, 192), cells: int = 8, size: int = CROP_SIZE
+    channels: Sequence[int] = (64, 128, 192),
+    cells: int = 8,
+    size: int = CROP_SIZE,
+    depth: int = 2,
 ) -> InpaintPipeline:
-    """An untrained pipeline for crops of `size` pixels.
+    """An untrained pipeline for crops of `size` pixels, `depth` residual blocks to each level.
 
     Raises:
         ConfigError: the levels do not halve the folded crop evenly.
@@ -181,7 +216,7 @@ def new_pipeline(
         down_block_types=("DownBlock2D",) * len(channels),
         up_block_types=("UpBlock2D",) * len(channels),
         block_out_channels=tuple(channels),
-        layers_per_block=1,
+        layers_per_block=depth,
         norm_num_groups=8,
         resnet_time_scale_shift="scale_shift",
         class_embed_type="identity",
@@ -194,5 +229,32 @@ def new_pipeline(
         rescale_betas_zero_snr=True,
         clip_sample=True,
     )
-    adapter = FaceAdapter(embedding=4 * channels[0], features=features)
+    adapter = FaceAdapter(embedding=4 * channels[0], features=features, depth=depth)
     return InpaintPipeline(unet, adapter, CodePrior(cells), scheduler)
+
+
+def copy_networks(given: InpaintPipeline, pipeline: InpaintPipeline) -> None:
+    """Gives a pipeline the U-Net and adapter of another one of the same channels.
+
+    That may have less depth: the blocks it lacks begin as doing nothing, and so the pipeline draws
+    what the other one does (Chen, Goodfellow and Shlens, Net2Net, 2016).
+    """
+    more = pipeline.unet.config.layers_per_block - given.unet.config.layers_per_block
+    state = pipeline.unet.state_dict()
+    for name, value in pipeline.unet.state_dict().items():
+        if re.match(r"(down|up)_blocks.*conv2", name):
+            state[name] = torch.zeros_like(value)
+        elif re.match(r"up_blocks.*conv_shortcut\.weight", name):  # pass on, without the skip
+            state[name] = torch.eye(*value.shape[:2])[:, :, None, None]
+        elif re.match(r"up_blocks.*conv_shortcut\.bias", name):
+            state[name] = torch.zeros_like(value)
+    for name, value in given.unet.state_dict().items():
+        # a level on the way up first meets what the last block on its way down has left
+        later = re.sub(
+            r"^(up_blocks\.\d+\.resnets\.)([1-9]\d*)",
+            lambda found: f"{found[1]}{int(found[2]) + more}",
+            name,
+        )
+        state[later] = value
+    pipeline.unet.load_state_dict(state)
+    pipeline.adapter.load_state_dict(given.adapter.state_dict(), strict=more == 0)

@@ -76,10 +76,12 @@ class TrainRecipe:
     Attributes:
         size: side of the crops in pixels.
         channels: U-Net channels per level, finest first.
+        depth: residual blocks per level.
         cells: cells of the code prior.
         batch: crops per step; half keep their own code, half get a new person's.
         steps: optimiser steps of the whole run.
         rate: learning rate of the generator; the adversary's is `rate_adversary`.
+        decay: share of the steps, at the end, over which both rates fall to nothing.
         ema: decay of the averaged weights that are exported.
         pixels, rim, tone, context, identity, features, adversary, settle: weights of the losses:
             L1 inside the region (own code only), L1 in the region's outermost part (new codes only:
@@ -105,11 +107,13 @@ class TrainRecipe:
 
     size: int = 128
     channels: tuple[int, ...] = (64, 128, 192)
+    depth: int = 2
     cells: int = 8
     batch: int = 16
     steps: int = 20_000
     rate: float = 2e-4
     rate_adversary: float = 4e-4
+    decay: float = 0.3
     ema: float = 0.999
     pixels: float = 3.0
     rim: float = 3.0

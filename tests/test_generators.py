@@ -16,7 +16,7 @@ from anonymize.embedders import CHIP, chip, chips
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
 from anonymize.identities import BOLDER, LIMIT, REDRAWS, invent, pooled, pseudonym, ruled_out, side
-from anonymize.inpaint import InpaintPipeline, contexts, new_pipeline
+from anonymize.inpaint import InpaintPipeline, contexts, copy_networks, new_pipeline
 from anonymize.priors import CodePrior
 from anonymize.recipe import TrainRecipe
 from anonymize.record import Face, Floats, Pixels
@@ -267,6 +267,22 @@ def test_pipelines_survive_saving(tmp_path: Path) -> None:
     assert expected.abs().max() <= 1
 
 
+@pytest.mark.parametrize("depths", [(1, 2), (2, 2), (2, 4)])
+def test_a_deeper_pipeline_begins_by_drawing_what_the_given_one_does(
+    depths: tuple[int, int],
+) -> None:
+    torch.manual_seed(0)
+    given, deeper = (new_pipeline((16, 24), cells=2, depth=depth) for depth in depths)
+    for parameter in given.adapter.parameters():  # nothing stays nothing by chance
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    context, noise = torch.randn(1, 7, 32, 32), torch.randn(1, 3, 32, 32)
+    who = torch.from_numpy(code())[None]
+    expected = given(context, who, noise)
+    assert not torch.allclose(expected, deeper(context, who, noise), atol=0.01)
+    copy_networks(given, deeper)
+    assert torch.allclose(expected, deeper(context, who, noise), atol=1e-5)
+
+
 def test_differentiable_chips_equal_the_chips_of_the_embedder() -> None:
     image = np.kron(crop()[:16, :16], np.ones((8, 8, 1))).astype(np.uint8)
     marks = (CHIP * 0.8 + (3, 5)).astype(np.float32)
@@ -284,6 +300,7 @@ def toy(**changes: object) -> TrainRecipe:
         "warmup": 2,
         "bf16": False,
         "cell_steps": 2,
+        "decay": 0,
     }
     return TrainRecipe(**(values | changes))  # type: ignore[arg-type]
 
