@@ -76,7 +76,7 @@ class TrainRecipe:
     Attributes:
         size: side of the crops in pixels.
         channels: U-Net channels per level, finest first.
-        depth: residual blocks per level.
+        depth: residual blocks per level of the U-Net; the adapter grows with it.
         cells: cells of the code prior.
         batch: crops per step; half keep their own code, half get a new person's.
         steps: optimiser steps of the whole run.

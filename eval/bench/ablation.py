@@ -101,7 +101,7 @@ def photographs(src: Path, people: int, images: int) -> tuple[Batch, Floats, Flo
 def trained(faces: Faces, prior: CodePrior, recipe: TrainRecipe) -> InpaintPipeline:
     """A small generator after `recipe.steps` steps of L1 on own codes."""
     torch.manual_seed(recipe.seed)
-    pipeline = new_pipeline(recipe.channels, recipe.cells)
+    pipeline = new_pipeline(recipe.channels, recipe.cells, depth=1)
     unet, adapter = pipeline.unet.train(), pipeline.adapter.train()
     weights = [*unet.parameters(), *adapter.parameters()]
     optimiser = torch.optim.AdamW(weights, 1e-3)
