@@ -125,7 +125,9 @@ def _tamed(new: Floats, seen: Floats, distance: Floats) -> Floats:
     outside, middle = distance >= 1, distance < 0.5
     if not outside.any() or not middle.any():
         return new
-    new, seen, reach = new.copy(), cv2.GaussianBlur(seen, (0, 0), 1), round(NEARBY * len(new))
+    new, reach, known = new.copy(), round(NEARBY * len(new)), outside[..., None].astype(np.float32)
+    weight = cv2.GaussianBlur(known, (0, 0), 1)[..., None]  # nothing of the region gets in
+    seen = cv2.GaussianBlur(seen * known, (0, 0), 1) / np.maximum(weight, 1e-6)
     near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     share = np.clip((distance - 0.5) / 0.2, 0, 1) * ~outside
     for part in (1, 2):

@@ -57,6 +57,8 @@ def test_colours_that_are_neither_in_the_face_nor_nearby_are_taken_from_around_i
     out = fit(crop, context)
     assert crop[top].astype(int)[:, 2].mean() - crop[top][:, 0].mean() > 100
     assert np.abs(out[top][:, 2] - out[top][:, 0]).mean() < 30
+    hidden = np.where(INSIDE[..., None], crop[top][0], context).astype(np.uint8)
+    assert np.array_equal(fit(crop, hidden), out)  # what was replaced does not show, nor at its rim
     context[:30] = (90, 120, 220)  # a blue cap
     crop[:30][AWAY[:30] > 1] = context[0, 0]
     out = fit(crop, context)
