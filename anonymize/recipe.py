@@ -83,15 +83,14 @@ class TrainRecipe:
         rate: learning rate of the generator; the adversary's is `rate_adversary`.
         decay: share of the steps, at the end, over which both rates fall to nothing.
         ema: decay of the averaged weights that are exported.
-        pixels, rim, tone, context, identity, features, adversary, settle: weights of the losses:
-            L1 inside the region (own code only), L1 in the region's outermost part (new codes only:
-            hairline, cheeks and jaw continue what is visible whoever the new person is), L1 of the
-            region averaged over an eighth of the crop (skin tone and light come from the picture),
-            L1 outside the region, 1 - cosine to the code, the adversary's feature matching (own
-            code only), the adversary's verdict, L1 of new people to what a second sampling step
-            makes of them.
+        pixels, rim, tone, context, identity, features, adversary: weights of the losses:
+            L1 inside the region (own code only), L1 of smoothed crops in the region's outermost
+            part and on the forehead (new codes only: hairline, cheeks and jaw continue what is
+            visible whoever the new person is), L1 of the region averaged over an eighth of the crop
+            (skin tone and light come from the picture), L1 outside the region, 1 - cosine to the
+            code, the adversary's feature matching (own code only), the adversary's verdict.
         noise: standard deviation of the noise that faces start from, as runs have it.
-        steepness: weight of the adversary's R1 penalty.
+        steepness: weight of the adversary's R1 and R2 penalties.
         warmup: steps over which the adversary's and the recogniser's weights rise.
         share_head, share_all: how often the region is `head`, or the whole crop; else `face`.
         share_strangers: how often a new code comes from any cell rather than from the picture's,
@@ -112,19 +111,18 @@ class TrainRecipe:
     batch: int = 16
     steps: int = 20_000
     rate: float = 2e-4
-    rate_adversary: float = 4e-4
+    rate_adversary: float = 2e-4
     decay: float = 0.3
     ema: float = 0.999
-    pixels: float = 3.0
-    rim: float = 3.0
+    pixels: float = 1.0
+    rim: float = 1.5
     tone: float = 3.0
     context: float = 2.0
     identity: float = 0.5
-    features: float = 0.8
-    adversary: float = 0.3
-    settle: float = 2.0
+    features: float = 1.0
+    adversary: float = 0.1
     noise: float = 0.2
-    steepness: float = 0.1
+    steepness: float = 0.02
     warmup: int = 300
     share_head: float = 0.2
     share_all: float = 0.12

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anonymize.adversary import Discriminator, logistic
+from anonymize.adversary import Discriminator, relativistic
 from anonymize.cells import HELD_OUT, fit_cells, fit_guess
 from anonymize.embedders import DLIB_RESNET, DlibResNet, chips
 from anonymize.faces import Faces, prepare
@@ -97,7 +97,6 @@ class Trainer:
             mask = batch.context[:, 3:4]
             output = batch.crops * (1 - mask) + drawn * mask
             losses = self._losses(batch, drawn, output, code, count // 2)
-            losses["settle"] = self._unsettled(batch, drawn, noisy, code, count // 2)
         weights = {
             "pixels": recipe.pixels,
             "rim": recipe.rim,
@@ -106,7 +105,6 @@ class Trainer:
             "identity": recipe.identity * (0.3 + 0.7 * ramp),
             "features": recipe.features * ramp,
             "adversary": recipe.adversary * ramp,
-            "settle": recipe.settle * ramp,
         }
         self.optimiser.zero_grad(set_to_none=True)
         total = sum(weights[name] * loss for name, loss in losses.items())
@@ -162,42 +160,29 @@ class Trainer:
         mask = batch.context[:, 3:4]
         apart = (drawn - batch.crops).abs()
         inside, outside = apart[:own] * mask[:own], apart * (1 - mask)
-        rim, coarse = apart[own:] * batch.rim[own:], mask.shape[-1] // 8
+        coarse, fine = mask.shape[-1] // 8, max(2, mask.shape[-1] // 21)
         tone = F.avg_pool2d(output - batch.crops, coarse, coarse // 2).abs()
+        brow = _forehead(batch.landmarks, mask.shape[-1])
+        rim = F.avg_pool2d(torch.maximum(batch.rim, brow * mask)[own:], fine, fine // 2)
+        near = F.avg_pool2d((drawn - batch.crops)[own:], fine, fine // 2).abs()
         with torch.no_grad():
-            _, real = self.adversary(batch.crops[:own], batch.context[:own])
-        held = _held(output, batch.landmarks)
-        held = torch.where(batch.rim > 0.5, output.detach(), held)
+            truth, real = self.adversary(batch.crops, batch.context)
         whole = mask.amin((1, 2, 3), keepdim=True) == 1  # these need all they can learn
-        held = torch.where(whole, output, held)
+        held = torch.where(brow & ~whole, output.detach(), output)
         verdict, fake = self.adversary(held, batch.context)
-        matched = [F.l1_loss(f[:own], r) / r.abs().mean() for f, r in zip(fake, real, strict=True)]
+        matched = [
+            F.l1_loss(f[:own], r[:own]) / r[:own].abs().mean()
+            for f, r in zip(fake, real, strict=True)
+        ]
         return {
             "pixels": inside.sum() / mask[:own].sum() / 3,
-            "rim": rim.sum() / batch.rim[own:].sum().clamp(min=1) / 3,
+            "rim": (near * rim).sum() / rim.sum().clamp(min=1) / 3,
             "tone": tone.mean() / mask.mean(),
             "context": outside.sum() / (1 - mask).sum().clamp(min=1) / 3,
             "identity": (1 - (self._seen(batch, output) * code).sum(1)).mean(),
             "features": torch.stack(matched).mean(),
-            "adversary": logistic(verdict, 1),
+            "adversary": relativistic(verdict, truth),
         }
-
-    def _unsettled(
-        self, batch: Batch, drawn: Tensor, noise: Tensor, code: Tensor, own: int
-    ) -> Tensor:
-        """How far new people are from what a second sampling step would make of them.
-
-        That step knows faces from noised training pictures and cleans specks and patches away, in
-        which the recogniser's loss hides identity; so one step learns to do without them.
-        """
-        context, middle = batch.context[own:], len(self.alphas) // 2 - 1
-        mask, alpha = context[:, 3:4], self.alphas[middle]
-        when = torch.full((len(context),), middle, device=self.device)
-        with torch.no_grad():
-            noisy = alpha.sqrt() * drawn[own:].clamp(-1, 1) + (1 - alpha).sqrt() * noise[own:]
-            again = predict(self.unet, self.adapter, noisy * mask, when, context, code[own:])
-        apart = (drawn[own:] - again.float()).abs() * mask
-        return apart.sum() / mask.sum() / 3
 
     def _seen(self, batch: Batch, output: Tensor) -> Tensor:
         """Codes (N, 128) of outputs by the recogniser, through jitter so that it is not gamed."""
@@ -213,18 +198,22 @@ class Trainer:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
             real, _ = self.adversary(batch.crops, batch.context)
             fake, _ = self.adversary(output, batch.context)
-        loss = logistic(real, 1) + logistic(fake, -1)
+        loss = relativistic(real, fake)
         if self.step % LAZY == 0:
-            loss = loss + LAZY * self._steepness(batch)
+            steep = [self._steepness(x, batch.context) for x in (batch.crops, output)]
+            loss = loss + LAZY * (steep[0] + steep[1])
         self.optimiser_adversary.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser_adversary.step()
         return loss.item()
 
-    def _steepness(self, batch: Batch) -> Tensor:
-        """R1: how steeply the adversary's logits change with real pixels."""
-        crops = batch.crops.detach().requires_grad_()
-        logits, _ = self.adversary(crops, batch.context)
+    def _steepness(self, crops: Tensor, context: Tensor) -> Tensor:
+        """R1 for real crops, R2 for generated ones: how steeply logits change with their pixels.
+
+        Comparisons need both to settle (Huang et al., The GAN is dead, 2024).
+        """
+        crops = crops.detach().requires_grad_()
+        logits, _ = self.adversary(crops, context)
         total = torch.stack([scale.mean(1).sum() for scale in logits]).sum()
         (slope,) = torch.autograd.grad(total, crops, create_graph=True)
         return self.recipe.steepness / 2 * slope.square().sum((1, 2, 3)).mean()
@@ -292,12 +281,17 @@ def _held(output: Tensor, landmarks: Tensor) -> Tensor:
     A recogniser would have the forehead tell people apart, by flecks of hair above all, and an
     adversary asks for hair and freckles; on a photograph they look like dirt.
     """
+    return torch.where(_forehead(landmarks, output.shape[-1]), output.detach(), output)
+
+
+def _forehead(landmarks: Tensor, size: int) -> Tensor:
+    """Which pixels (N, 1, S, S) of crops with landmarks (N, 5, 2) lie above the brows."""
     eyes, mouth = landmarks[:, :2].mean(1), landmarks[:, 3:].mean(1)
     down = (mouth - eyes) / (mouth - eyes).square().sum(1, keepdim=True)
-    axis = torch.arange(output.shape[-1], device=output.device, dtype=down.dtype)
+    axis = torch.arange(size, device=landmarks.device, dtype=down.dtype)
     x, y = (down[:, i, None] * (axis - eyes[:, i, None]) for i in (0, 1))
     along = y[:, :, None] + x[:, None, :]
-    return torch.where((along < BROW)[:, None], output.detach(), output)
+    return (along < BROW)[:, None]
 
 
 def _smeared(chips: Tensor) -> Tensor:
