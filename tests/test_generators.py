@@ -114,6 +114,19 @@ def test_less_noise_leaves_less_to_the_seed() -> None:
         Inpaint(noise=-1)
 
 
+def test_emphasis_takes_people_further_apart() -> None:
+    people = [blank_job(crop(), who=who) for who in range(2)]
+
+    def apart(emphasis: float) -> float:
+        one, other = Inpaint(noise=0, emphasis=emphasis)(people)
+        return float(np.abs(one.astype(float) - other).mean())
+
+    assert apart(0.5) < apart(1) < apart(1.5)
+    for wrong in (0, 4):
+        with pytest.raises(ConfigError, match=f"emphasis {wrong}"):
+            Inpaint(emphasis=wrong)
+
+
 def test_a_job_without_a_code_is_refused(inpaint: Inpaint) -> None:
     bare = blank_job(crop())
     with pytest.raises((ConfigError, ValueError)):
