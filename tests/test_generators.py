@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import islice, pairwise
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from anonymize import augment, registry, seeds
 from anonymize.aligners import SIGHT, TEMPLATE, WALL, radius, secluded
 from anonymize.embedders import CHIP, chip, chips
 from anonymize.errors import ConfigError, WeightsError
+from anonymize.faces import prepare
 from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
 from anonymize.identities import BOLDER, LIMIT, REDRAWS, invent, pooled, pseudonym, ruled_out, side
 from anonymize.inpaint import InpaintPipeline, contexts, copy_networks, new_pipeline
@@ -22,6 +24,7 @@ from anonymize.recipe import TrainRecipe
 from anonymize.record import Face, Floats, Pixels
 from anonymize.stages import job
 from anonymize.train import train
+from anonymize.training import batches
 
 KEY = bytes(range(32))
 
@@ -322,16 +325,29 @@ def weights(folder: Path) -> bytes:
     return (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
 
-def test_training_resumes_where_it_stopped(people: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("echo", [1, 2])
+def test_training_resumes_where_it_stopped(people: Path, tmp_path: Path, echo: int) -> None:
     """Two steps, a stop and two more give the bytes of four steps at once."""
-    whole = train(people, tmp_path / "whole", toy(), report=lambda _: None)
+    whole = train(people, tmp_path / "whole", toy(echo=echo), report=lambda _: None)
     half = tmp_path / "half"
-    train(people, half, toy(steps=2), report=lambda _: None)
+    train(people, half, toy(steps=2, echo=echo), report=lambda _: None)
     with pytest.raises(ConfigError, match="--resume"):
         train(people, half, toy(), report=lambda _: None)
-    resumed = train(people, half, toy(), resume=True, report=lambda _: None)
+    resumed = train(people, half, toy(echo=echo), resume=True, report=lambda _: None)
     assert weights(resumed) == weights(whole)
     assert Inpaint(str(whole)).prior.mean.shape == (2, 128)
+
+
+def test_views_take_part_in_as_many_steps_as_they_echo(people: Path, tmp_path: Path) -> None:
+    faces = prepare(people, tmp_path, report=lambda _: None)
+    steps = list(islice(batches(faces, toy(batch=6, echo=3), 0, "cpu"), 3))
+    for before, after in pairwise(step.crops for step in steps):
+        assert torch.equal(before[2:], after[:4])
+        assert not torch.equal(before[:2], after[4:])
+    later = next(batches(faces, toy(batch=6, echo=3), 2, "cpu"))
+    assert torch.equal(later.context, steps[2].context)
+    with pytest.raises(ConfigError, match="echo: got 4, expected a divisor of batch 6"):
+        toy(batch=6, echo=4)
 
 
 def test_training_learns(people: Path, tmp_path: Path) -> None:
