@@ -205,7 +205,8 @@ class MTCNN:
         marks, boxes = boxes[:, None, :2] + points * sides, _shifted(boxes, answers[:, :4])
         # resampling maps pixel centres to pixel centres: x -> (x + 0.5) / scale - 0.5
         back, scores = np.float32(1 / scale), answers[:, -1]
-        marks, boxes = (marks + 0.5) * back - 0.5, (boxes + 0.5) * back - 0.5
+        marks = marks * back - 0.5  # shares of a patch count from the edge of its first pixel
+        boxes = (boxes + 0.5) * back - 0.5
         return tuple(
             Face(boxes[i].astype(np.float32), float(scores[i]), marks[i].astype(np.float32))
             for i in _outermost(boxes, scores, 0.7)
@@ -242,15 +243,17 @@ def _shifted(boxes: Floats, shift: Floats) -> Floats:
 
 
 def _square(boxes: Floats) -> Floats:
+    """Squares around boxes, of whole pixels: answers count from the patch that is cut out."""
     middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).max(1) / 2
-    return np.hstack([middle - half[:, None], middle + half[:, None]]).astype(np.float32)
+    squares = np.hstack([middle - half[:, None], middle + half[:, None]])
+    return squares.round().astype(np.float32)
 
 
 def _patches(image: Pixels, boxes: Floats, size: int) -> Pixels:
     """Cuts boxes out of (H, W, 3), blank beyond the border: (N, size, size, 3)."""
     height, width = image.shape[:2]
     patches = np.full((len(boxes), size, size, 3), BLANK, np.uint8)
-    for patch, (x1, y1, x2, y2) in zip(patches, boxes.round().astype(int), strict=True):
+    for patch, (x1, y1, x2, y2) in zip(patches, boxes.astype(int), strict=True):
         x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
         part = image[max(y1, 0) : min(y2, height), max(x1, 0) : min(x2, width)]
         if part.size == 0:

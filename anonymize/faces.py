@@ -58,7 +58,7 @@ def prepare(
     """
     paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     names = "\n".join(str(path.relative_to(source)) for path in paths)
-    label = hashlib.sha256(f"2 {size} {MARGIN} {names}".encode()).hexdigest()[:16]
+    label = hashlib.sha256(f"3 {size} {MARGIN} {names}".encode()).hexdigest()[:16]
     stored = cache / f"faces-{label}.npz"
     if stored.is_file():
         with np.load(stored) as arrays:

@@ -122,7 +122,7 @@ class Inpaint:
         weights: str = "",
         steps: int = 1,
         noise: float = 0.2,
-        emphasis: float = 1.25,
+        emphasis: float = 1.2,
         device: str = "cpu",
     ) -> None:
         import torch

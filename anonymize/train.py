@@ -39,7 +39,6 @@ class Trainer:
     def __init__(self, faces: Faces, recipe: TrainRecipe, device: str) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step = recipe, device, 0
-        torch.backends.cudnn.benchmark = True  # every batch has the same shape
         self.pipeline = new_pipeline(recipe.channels, recipe.cells, recipe.size, recipe.depth)
         self.embeddings = torch.from_numpy(faces.embeddings).to(device)
         self.cells = torch.zeros(len(faces), dtype=torch.int64, device=device)

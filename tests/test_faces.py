@@ -109,6 +109,21 @@ def test_large_pictures_are_searched_in_a_smaller_copy(portrait: Pixels) -> None
     assert np.abs((found.landmarks + 0.5) / 4 - 0.5 - face.landmarks).max() < 2
 
 
+def test_landmarks_have_no_side(people: Path) -> None:
+    """In pixel centres, on average, those of a mirrored or enlarged picture are where they were."""
+    mirrored, enlarged = [], []
+    for image in photographs(people, 24):
+        (face,) = MTCNN()([image])[0]
+        (other,) = MTCNN()([np.ascontiguousarray(image[:, ::-1])])[0]
+        across = image.shape[1] - 1 - other.landmarks[[1, 0, 2, 4, 3], 0]
+        mirrored.append(face.landmarks[:, 0] - across)
+        twice = np.asarray(cv2.resize(image, None, fx=2, fy=2), np.uint8)
+        (large,) = MTCNN()([twice])[0]
+        enlarged.append((large.landmarks + 0.5) / 2 - 0.5 - face.landmarks)
+    assert abs(np.mean(mirrored)) < 0.6
+    assert np.abs(np.mean(enlarged, (0, 1))).max() < 0.15
+
+
 def test_suppression_keeps_the_best_of_each_cluster() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]], np.float32)
     assert suppress(boxes, np.array([0.5, 0.9, 0.3], np.float32), 0.5) == [1, 2]
