@@ -41,9 +41,13 @@ colour there is in pictures that are not nearly grey, where they go less far."""
 SHADED = 0.5
 """Which share of the gap a face goes that is darker than the visible skin, which shade is on."""
 
-CONTRAST, COLOUR = 1.1, 1.12
+CONTRAST, COLOUR = 1.06, 1.12
 """By how much differences of lightness, and colours, are made stronger: the generator, who was
 taught by mean errors, draws both fainter than cameras see them."""
+
+EYE, TINT = (0.3, 0.2), ((-11.0, 4.0), (-20.0, 4.0))
+"""Half axes of the ellipses around eyes in eye distances; and how far a* and b* in them may lie from
+the face's, which few faces exceed, in photographs or generated."""
 
 EDGE, FAINT, CLEAR = 3.0, 20.0, 30.0
 """By how much the edge between jaw and background is made steeper; up to which difference in grey
@@ -73,7 +77,7 @@ def fitted(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     """
     below = _below(landmarks, len(crop))
     lab, seen = _lab(_unspotted(crop, distance, below)), _lab(context)
-    lab = _tamed(lab, seen, distance)
+    lab = _untinted(_tamed(lab, seen, distance), landmarks, distance)
     lab = _toned(lab, seen, _skin(context, distance, below), distance)
     drawn = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255
     drawn = _edged(drawn, context, distance, below)
@@ -138,6 +142,26 @@ def _tamed(new: Floats, seen: Floats, distance: Floats) -> Floats:
         most = cv2.GaussianBlur(np.maximum(most, np.float32(high)), (0, 0), 2) + STRAY
         least = cv2.GaussianBlur(np.minimum(least, np.float32(low)), (0, 0), 2) - STRAY
         values += share * (np.clip(values, least, most) - values)
+    return new
+
+
+def _untinted(new: Floats, landmarks: Floats, distance: Floats) -> Floats:
+    """Takes green and red from eyes that have more of it than eyes do; crop in CIELAB (S, S, 3)."""
+    middle, across = distance < 0.6, landmarks[1] - landmarks[0]
+    wide = float(np.linalg.norm(across))
+    if not middle.any() or wide < 1:
+        return new
+    axis, (right, down) = np.arange(len(new), dtype=np.float32), across / wide
+    near = np.zeros(distance.shape, np.float32)
+    for eye in landmarks[:2]:
+        x, y = axis - eye[0], (axis - eye[1])[:, None]
+        along, off = (x * right + y * down) / wide / EYE[0], (y * right - x * down) / wide / EYE[1]
+        near = np.maximum(near, np.clip(2 - 2 * np.hypot(along, off), 0, 1))
+    skin = np.median(new[middle], 0)
+    new = new.copy()
+    for part, (least, most) in enumerate(TINT, 1):
+        values = new[..., part]
+        values += near * (np.clip(values, skin[part] + least, skin[part] + most) - values)
     return new
 
 

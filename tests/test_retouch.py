@@ -49,6 +49,24 @@ def test_only_the_surroundings_of_the_context_are_looked_at() -> None:
     assert not np.array_equal(fit(crop, context), fit(crop, np.rot90(context).copy()))
 
 
+@pytest.mark.parametrize("tint", [(60, 130, 70), (150, 60, 60)])
+def test_eyes_are_neither_green_nor_red(tint: tuple[int, int, int]) -> None:
+    """Eyes of the face's own colours, and lips, stay as they are."""
+    context = plain(190, 150, 130)
+    marked, brown = context.copy(), context.copy()
+    for x, y in TEMPLATE[[0, 1, 3]]:
+        cv2.circle(marked, (round(float(x)), round(float(y))), 2, tint, -1)
+        cv2.circle(brown, (round(float(x)), round(float(y))), 2, (90, 68, 58), -1)
+
+    def hue(crop: Pixels, who: int) -> float:
+        x, y = TEMPLATE[who].round().astype(int)
+        return float(lab(fit(crop, context)[y, x])[1] - lab(fit(crop, context)[64, 20])[1])
+
+    for eye in (0, 1):
+        assert abs(hue(marked, eye)) < 0.6 * abs(hue(marked, 3))
+        assert hue(brown, eye) == pytest.approx(hue(brown, 3), abs=2)
+
+
 def test_colours_that_are_neither_in_the_face_nor_nearby_are_taken_from_around_it() -> None:
     context = plain(120, 120, 120)
     crop = np.where(INSIDE[..., None], (190, 150, 130), context).astype(np.uint8)
