@@ -79,8 +79,8 @@ class TrainRecipe:
         depth: residual blocks per level of the U-Net; the adapter grows with it.
         cells: cells of the code prior.
         batch: crops per step; half keep their own code, half get a new person's.
-        echo: steps that every view takes part in, with new codes and noise, where a processor
-            augments more slowly than a GPU learns (data echoing, Choi et al. 2019); divides `batch`.
+        echo: steps that every view takes part in, with new codes and noise, where processors
+            augment more slowly than a GPU learns (data echoing, Choi et al. 2019); divides `batch`.
         steps: optimiser steps of the whole run.
         rate: learning rate of the generator; the adversary's is `rate_adversary`.
         decay: share of the steps, at the end, over which both rates fall to nothing.

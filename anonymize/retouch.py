@@ -46,8 +46,8 @@ CONTRAST, COLOUR = 1.06, 1.12
 taught by mean errors, draws both fainter than cameras see them."""
 
 EYE, TINT = (0.3, 0.2), ((-11.0, 4.0), (-20.0, 4.0))
-"""Half axes of the ellipses around eyes in eye distances; and how far a* and b* in them may lie from
-the face's, which few faces exceed, in photographs or generated."""
+"""Half axes of the ellipses around eyes in eye distances; and how far a* and b* in them may lie
+from the face's: hardly any eyes of photographs or training faces go further, but for green."""
 
 EDGE, FAINT, CLEAR = 3.0, 20.0, 30.0
 """By how much the edge between jaw and background is made steeper; up to which difference in grey
