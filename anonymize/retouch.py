@@ -16,6 +16,10 @@ from anonymize.record import Floats, Pixels
 SPOT = 0.05
 """Side of the square of which pixels of cheeks and jaw get the median, as a share of the crop's."""
 
+PATCH, LIPS = 0.1, (0.75, 0.5)
+"""Side of the square of which colours of skin get the median, as a share of the crop's; and half
+axes of the ellipse around the mouth that keeps its colours, in widths of the mouth."""
+
 NEARBY, STRAY = 0.1, 3.0
 """How near, as a share of the crop's side, a colour has to be visible to be believed in the outer
 part of the region; and how far a* and b* may go beyond those that are."""
@@ -41,13 +45,14 @@ colour there is in pictures that are not nearly grey, where they go less far."""
 SHADED = 0.5
 """Which share of the gap a face goes that is darker than the visible skin, which shade is on."""
 
-CONTRAST, COLOUR = 1.06, 1.12
-"""By how much differences of lightness, and colours, are made stronger: the generator, who was
-taught by mean errors, draws both fainter than cameras see them."""
+COLOUR = 1.12
+"""By how much colours are made stronger: the generator, who was taught by mean errors, draws them
+fainter than cameras see them."""
 
-EYE, TINT = (0.3, 0.2), ((-11.0, 4.0), (-20.0, 4.0))
-"""Half axes of the ellipses around eyes in eye distances; and how far a* and b* in them may lie
-from the face's: hardly any eyes of photographs or training faces go further, but for green."""
+EYE, TINT, TINTED = (0.3, 0.2), ((-4.0, 0.0), (-2.9, 0.1)), 0.3
+"""Half axes of the ellipses around eyes in eye distances; a* and b* in them, compared with the
+face's, as a constant and a share of what they are lighter (fitted to 900 photographs); and how much
+of the difference from that is kept."""
 
 EDGE, FAINT, CLEAR = 3.0, 20.0, 30.0
 """By how much the edge between jaw and background is made steeper; up to which difference in grey
@@ -77,7 +82,8 @@ def fitted(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     """
     below = _below(landmarks, len(crop))
     lab, seen = _lab(_unspotted(crop, distance, below)), _lab(context)
-    lab = _untinted(_tamed(lab, seen, distance), landmarks, distance)
+    lab = _evened(_tamed(lab, seen, distance), landmarks, distance)
+    lab = _untinted(lab, landmarks, distance)
     lab = _toned(lab, seen, _skin(context, distance, below), distance)
     drawn = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255
     drawn = _edged(drawn, context, distance, below)
@@ -145,23 +151,46 @@ def _tamed(new: Floats, seen: Floats, distance: Floats) -> Floats:
     return new
 
 
+def _evened(new: Floats, landmarks: Floats, distance: Floats) -> Floats:
+    """Takes red, green and yellow spots away: skin's colours vary slowly; crop in CIELAB."""
+    size, side = len(new), 2 * round(PATCH * len(new) / 2) + 1
+    width = max(float(np.linalg.norm(landmarks[4] - landmarks[3])), 0.2 * size)
+    lips = _around(landmarks[3:].mean(0), landmarks[4] - landmarks[3], width, LIPS, size)
+    share = np.clip((lips - 1) / 0.3, 0, 1) * np.clip((0.9 - distance) / 0.2, 0, 1)
+    new = new.copy()
+    for part in (1, 2):
+        values = np.rint(new[..., part].clip(-128, 127) + 128)
+        plain = cv2.medianBlur(np.asarray(values, np.uint8), side).astype(np.float32) - 128
+        new[..., part] += share * (cv2.GaussianBlur(plain, (0, 0), size / 85) - new[..., part])
+    return new
+
+
+def _around(
+    middle: Floats, across: Floats, unit: float, axes: tuple[float, float], size: int
+) -> Floats:
+    """(S, S), below 1 in the ellipse about a point whose half axes are so many units.
+
+    The first axis lies along `across`.
+    """
+    right, down = across / max(float(np.linalg.norm(across)), 1e-3)
+    axis = np.arange(size, dtype=np.float32)
+    x, y = axis - middle[0], (axis - middle[1])[:, None]
+    along, off = (x * right + y * down) / unit / axes[0], (y * right - x * down) / unit / axes[1]
+    return np.asarray(np.hypot(along, off), np.float32)
+
+
 def _untinted(new: Floats, landmarks: Floats, distance: Floats) -> Floats:
-    """Takes green and red from eyes that have more of it than eyes do; crop in CIELAB (S, S, 3)."""
+    """Draws the colours of eyes near to what they usually are; crop in CIELAB (S, S, 3)."""
     middle, across = distance < 0.6, landmarks[1] - landmarks[0]
     wide = float(np.linalg.norm(across))
     if not middle.any() or wide < 1:
         return new
-    axis, (right, down) = np.arange(len(new), dtype=np.float32), across / wide
-    near = np.zeros(distance.shape, np.float32)
-    for eye in landmarks[:2]:
-        x, y = axis - eye[0], (axis - eye[1])[:, None]
-        along, off = (x * right + y * down) / wide / EYE[0], (y * right - x * down) / wide / EYE[1]
-        near = np.maximum(near, np.clip(2 - 2 * np.hypot(along, off), 0, 1))
-    skin = np.median(new[middle], 0)
-    new = new.copy()
-    for part, (least, most) in enumerate(TINT, 1):
-        values = new[..., part]
-        values += near * (np.clip(values, skin[part] + least, skin[part] + most) - values)
+    eyes = [_around(eye, across, wide, EYE, len(new)) for eye in landmarks[:2]]
+    near = np.clip(2 - 2 * np.minimum(*eyes), 0, 1)
+    skin, new = np.median(new[middle], 0), new.copy()
+    for part, (constant, slope) in enumerate(TINT, 1):
+        usual = skin[part] + constant + slope * (new[..., 0] - skin[0])
+        new[..., part] += (1 - TINTED) * near * (usual - new[..., part])
     return new
 
 
@@ -176,7 +205,7 @@ def _skin(context: Pixels, distance: Floats, below: Floats) -> npt.NDArray[np.bo
 
 
 def _toned(new: Floats, seen: Floats, skin: npt.NDArray[np.bool_], distance: Floats) -> Floats:
-    """Gives the middle of the face contrast, and draws it part of the way to the visible skin.
+    """Gives the middle of the face colour, and draws it part of the way to the visible skin.
 
     Necks and ears are in shadow, so hue follows them, and lightness only where the face would be
     the darker. Then the face goes part of the way to one lightness, from which exposure keeps faces
@@ -199,7 +228,7 @@ def _toned(new: Floats, seen: Floats, skin: npt.NDArray[np.bool_], distance: Flo
     shift[1:] += min(colour / COLOURLESS, 1) * USUALLY * (HUE - COLOUR * tone[1:] - shift[1:])
     share = np.clip((1 - distance) / 0.35, 0, 1)
     weight = np.asarray(share * share * (3 - 2 * share), np.float32)[..., None]
-    stronger = (new - [tone[0], 0, 0]) * [CONTRAST - 1, COLOUR - 1, COLOUR - 1]
+    stronger = new * [0, COLOUR - 1, COLOUR - 1]
     return np.asarray(new + weight * (stronger + shift), np.float32)
 
 

@@ -345,7 +345,7 @@ def _within(copy: Path, source: Path, file: Path) -> Path:
 @cache
 def _people() -> list[list[tuple[Pixels, Floats]]]:
     """PICTURES crops (128, 128, 3) with landmarks (5, 2) of each of PEOPLE drawn people."""
-    generator = Inpaint(steps=4, noise=1, emphasis=1)
+    generator = Inpaint(steps=4, noise=1, emphasis=1, views=1)
     names: dict[str, Floats | None] = dict.fromkeys(map(str, range(PEOPLE)))
     people = invent(generator.prior, bytes(32), names).values()
     empty = np.zeros((CROP_SIZE, CROP_SIZE, 3), np.uint8)

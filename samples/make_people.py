@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    generator = Inpaint(args.weights, args.steps, noise=1, emphasis=1)
+    generator = Inpaint(args.weights, args.steps, noise=1, emphasis=1, views=1)
     detector, embedder = MTCNN(), DlibEmbedder()
     people = invent(generator.prior, KEY, {f"sample {i}": None for i in range(PEOPLE)})
     for number, person in enumerate(people.values()):

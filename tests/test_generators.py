@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -128,6 +129,36 @@ def test_emphasis_takes_people_further_apart() -> None:
     for wrong in (0, 4):
         with pytest.raises(ConfigError, match=f"emphasis {wrong}"):
             Inpaint(emphasis=wrong)
+
+
+def test_two_views_draw_the_mirror_image_of_a_mirrored_picture() -> None:
+    """What differs from view to view goes: one view does not, by far."""
+    image, across = blank_job(crop()), np.array([127, 0], np.float32)
+    mirrored = replace(
+        image,
+        crop=np.ascontiguousarray(image.crop[:, ::-1]),
+        mask=np.ascontiguousarray(image.mask[:, ::-1]),
+        landmarks=np.abs(across - image.landmarks),
+    )
+
+    def apart(views: int) -> float:
+        one, other = Inpaint(noise=0, views=views)([image, mirrored])
+        return float(np.abs(one.astype(float) - other[:, ::-1])[image.mask].mean())
+
+    assert apart(2) < 1 < apart(1)
+    for wrong in (0, 5):
+        with pytest.raises(ConfigError, match=f"{wrong} views"):
+            Inpaint(views=wrong)
+
+
+def test_turned_views_stay_in_place() -> None:
+    """Four views show the face where one does, and see no more of what was removed."""
+    one, four = (Inpaint(noise=0, views=n)([blank_job(crop())])[0] for n in (1, 4))
+    middle = radius(TEMPLATE, 128) < 0.8
+    grey = [cv2.GaussianBlur(face.mean(2), (0, 0), 2)[middle] for face in (one, four)]
+    assert np.corrcoef(grey)[0, 1] > 0.8
+    shifted = cv2.GaussianBlur(np.roll(one, 6, 0).mean(2), (0, 0), 2)[middle]
+    assert np.corrcoef(shifted, grey[1])[0, 1] < np.corrcoef(grey)[0, 1] - 0.1
 
 
 def test_a_job_without_a_code_is_refused(inpaint: Inpaint) -> None:
