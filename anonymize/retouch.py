@@ -16,9 +16,8 @@ from anonymize.record import Floats, Pixels
 SPOT = 0.05
 """Side of the square of which pixels of cheeks and jaw get the median, as a share of the crop's."""
 
-PATCH, LIPS = 0.1, (0.75, 0.5)
-"""Side of the square of which colours of skin get the median, as a share of the crop's; and half
-axes of the ellipse around the mouth that keeps its colours, in widths of the mouth."""
+PATCH = 0.1
+"""Side of the square of which colours of skin get the median, as a share of the crop's."""
 
 NEARBY, STRAY = 0.1, 3.0
 """How near, as a share of the crop's side, a colour has to be visible to be believed in the outer
@@ -49,10 +48,13 @@ COLOUR = 1.12
 """By how much colours are made stronger: the generator, who was taught by mean errors, draws them
 fainter than cameras see them."""
 
-EYE, TINT, TINTED = (0.3, 0.2), ((-4.0, 0.0), (-2.9, 0.1)), 0.3
+EYE, EYES, EYES_KEPT = (0.3, 0.2), ((-4.0, 0.0), (-2.9, 0.1)), 0.3
 """Half axes of the ellipses around eyes in eye distances; a* and b* in them, compared with the
 face's, as a constant and a share of what they are lighter (fitted to 900 photographs); and how much
 of the difference from that is kept."""
+
+LIPS, MOUTH, MOUTH_KEPT = (0.75, 0.5), ((1.2, -0.1), (-3.1, 0.03)), 0.5
+"""The same of the ellipse around the mouth, in widths of the mouth."""
 
 EDGE, FAINT, CLEAR = 3.0, 20.0, 30.0
 """By how much the edge between jaw and background is made steeper; up to which difference in grey
@@ -154,15 +156,22 @@ def _tamed(new: Floats, seen: Floats, distance: Floats) -> Floats:
 def _evened(new: Floats, landmarks: Floats, distance: Floats) -> Floats:
     """Takes red, green and yellow spots away: skin's colours vary slowly; crop in CIELAB."""
     size, side = len(new), 2 * round(PATCH * len(new) / 2) + 1
-    width = max(float(np.linalg.norm(landmarks[4] - landmarks[3])), 0.2 * size)
-    lips = _around(landmarks[3:].mean(0), landmarks[4] - landmarks[3], width, LIPS, size)
-    share = np.clip((lips - 1) / 0.3, 0, 1) * np.clip((0.9 - distance) / 0.2, 0, 1)
+    share = np.clip((_lips(landmarks, size) - 1) / 0.3, 0, 1) * np.clip(
+        (0.9 - distance) / 0.2, 0, 1
+    )
     new = new.copy()
     for part in (1, 2):
         values = np.rint(new[..., part].clip(-128, 127) + 128)
         plain = cv2.medianBlur(np.asarray(values, np.uint8), side).astype(np.float32) - 128
         new[..., part] += share * (cv2.GaussianBlur(plain, (0, 0), size / 85) - new[..., part])
     return new
+
+
+def _lips(landmarks: Floats, size: int) -> Floats:
+    """(S, S), below 1 around the mouth, of which turned heads show little."""
+    across = landmarks[4] - landmarks[3]
+    width = max(float(np.linalg.norm(across)), 0.2 * size)
+    return _around(landmarks[3:].mean(0), across, width, LIPS, size)
 
 
 def _around(
@@ -180,17 +189,21 @@ def _around(
 
 
 def _untinted(new: Floats, landmarks: Floats, distance: Floats) -> Floats:
-    """Draws the colours of eyes near to what they usually are; crop in CIELAB (S, S, 3)."""
+    """Draws the colours of eyes and lips near to what they usually are; crop in CIELAB."""
     middle, across = distance < 0.6, landmarks[1] - landmarks[0]
     wide = float(np.linalg.norm(across))
     if not middle.any() or wide < 1:
         return new
-    eyes = [_around(eye, across, wide, EYE, len(new)) for eye in landmarks[:2]]
-    near = np.clip(2 - 2 * np.minimum(*eyes), 0, 1)
+    eyes = np.minimum(*(_around(eye, across, wide, EYE, len(new)) for eye in landmarks[:2]))
     skin, new = np.median(new[middle], 0), new.copy()
-    for part, (constant, slope) in enumerate(TINT, 1):
-        usual = skin[part] + constant + slope * (new[..., 0] - skin[0])
-        new[..., part] += (1 - TINTED) * near * (usual - new[..., part])
+    for away, tint, kept in (
+        (eyes, EYES, EYES_KEPT),
+        (_lips(landmarks, len(new)), MOUTH, MOUTH_KEPT),
+    ):
+        share = (1 - kept) * np.clip(2 - 2 * away, 0, 1)
+        for part, (constant, slope) in enumerate(tint, 1):
+            usual = skin[part] + constant + slope * (new[..., 0] - skin[0])
+            new[..., part] += share * (usual - new[..., part])
     return new
 
 
