@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anonymize.aligners import CROP_SIZE, heat, move, secluded
+from anonymize.aligners import CROP_SIZE, heat, move, secluded, warp
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.record import Floats, Pixels
 
@@ -216,14 +216,16 @@ class Inpaint:
         if len(codes) != len(jobs):
             raise ConfigError("inpaint got a job without an identity code")
         seen = [replace(job, crop=secluded(job.crop, job.mask)) for job in jobs]
+        longer = torch.from_numpy(codes) * self.emphasis
+        start = torch.from_numpy(np.stack(noise)) * self.noise
         views = []
         for mirrored, degrees, scale in VIEWS[: self.views]:
             matrix = _view(mirrored, degrees, scale, self.size)
             drawn = invariant(
                 lambda context, code, start: self._pipeline(context, code, start, self.steps),
                 self.context([_moved(job, matrix) for job in seen]),
-                torch.from_numpy(codes) * self.emphasis,
-                torch.from_numpy(np.stack(noise)) * self.noise,
+                longer,
+                start,
                 device=self.device,
                 batch=batch,
             )
@@ -243,10 +245,9 @@ def _view(mirrored: int, degrees: float, scale: float, size: int) -> Floats:
 
 def _moved(job: Job, matrix: Floats) -> Job:
     """A job as it looks in a view, with nothing of the region outside its mask."""
-    size = job.mask.shape
-    border = cv2.BORDER_REFLECT_101
+    size, border = job.mask.shape, cv2.BORDER_REFLECT_101
     mask = cv2.warpAffine(job.mask.astype(np.float32), matrix, size, borderMode=border)
-    crop = cv2.warpAffine(job.crop, matrix, size, borderMode=border)
+    crop = warp(job.crop, matrix, len(job.crop))
     return replace(job, crop=crop, mask=mask > 0, landmarks=move(job.landmarks, matrix))
 
 

@@ -82,10 +82,10 @@ def fitted(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     Returns:
         (S, S, 3) uint8 RGB.
     """
-    below = _below(landmarks, len(crop))
+    below, lips = _below(landmarks, len(crop)), _lips(landmarks, len(crop))
     lab, seen = _lab(_unspotted(crop, distance, below)), _lab(context)
-    lab = _evened(_tamed(lab, seen, distance), landmarks, distance)
-    lab = _untinted(lab, landmarks, distance)
+    lab = _evened(_tamed(lab, seen, distance), lips, distance)
+    lab = _untinted(lab, landmarks, lips, distance)
     lab = _toned(lab, seen, _skin(context, distance, below), distance)
     drawn = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255
     drawn = _edged(drawn, context, distance, below)
@@ -153,12 +153,11 @@ def _tamed(new: Floats, seen: Floats, distance: Floats) -> Floats:
     return new
 
 
-def _evened(new: Floats, landmarks: Floats, distance: Floats) -> Floats:
+def _evened(new: Floats, lips: Floats, distance: Floats) -> Floats:
     """Takes red, green and yellow spots away: skin's colours vary slowly; crop in CIELAB."""
     size, side = len(new), 2 * round(PATCH * len(new) / 2) + 1
-    share = np.clip((_lips(landmarks, size) - 1) / 0.3, 0, 1) * np.clip(
-        (0.9 - distance) / 0.2, 0, 1
-    )
+    share = np.clip((lips - 1) / 0.3, 0, 1)
+    share *= np.clip((0.9 - distance) / 0.2, 0, 1)
     new = new.copy()
     for part in (1, 2):
         values = np.rint(new[..., part].clip(-128, 127) + 128)
@@ -188,7 +187,7 @@ def _around(
     return np.asarray(np.hypot(along, off), np.float32)
 
 
-def _untinted(new: Floats, landmarks: Floats, distance: Floats) -> Floats:
+def _untinted(new: Floats, landmarks: Floats, lips: Floats, distance: Floats) -> Floats:
     """Draws the colours of eyes and lips near to what they usually are; crop in CIELAB."""
     middle, across = distance < 0.6, landmarks[1] - landmarks[0]
     wide = float(np.linalg.norm(across))
@@ -196,10 +195,7 @@ def _untinted(new: Floats, landmarks: Floats, distance: Floats) -> Floats:
         return new
     eyes = np.minimum(*(_around(eye, across, wide, EYE, len(new)) for eye in landmarks[:2]))
     skin, new = np.median(new[middle], 0), new.copy()
-    for away, tint, kept in (
-        (eyes, EYES, EYES_KEPT),
-        (_lips(landmarks, len(new)), MOUTH, MOUTH_KEPT),
-    ):
+    for away, tint, kept in ((eyes, EYES, EYES_KEPT), (lips, MOUTH, MOUTH_KEPT)):
         share = (1 - kept) * np.clip(2 - 2 * away, 0, 1)
         for part, (constant, slope) in enumerate(tint, 1):
             usual = skin[part] + constant + slope * (new[..., 0] - skin[0])

@@ -159,6 +159,9 @@ def test_turned_views_stay_in_place() -> None:
     assert np.corrcoef(grey)[0, 1] > 0.8
     shifted = cv2.GaussianBlur(np.roll(one, 6, 0).mean(2), (0, 0), 2)[middle]
     assert np.corrcoef(shifted, grey[1])[0, 1] < np.corrcoef(grey)[0, 1] - 0.1
+    job = blank_job(crop())
+    marked = replace(job, crop=np.where(job.mask[..., None], 255, job.crop).astype(np.uint8))
+    assert np.array_equal(Inpaint(noise=0, views=4)([marked])[0], four)
 
 
 def test_a_job_without_a_code_is_refused(inpaint: Inpaint) -> None:
