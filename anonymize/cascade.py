@@ -108,19 +108,27 @@ def refiner(device: str) -> nn.Module:
     return _network("rnet", between, device)
 
 
-def finisher(device: str) -> nn.Module:
-    """O-Net: (N, 3, 48, 48) to (N, 16): shifts (4), x (5) and y (5) of landmarks, logits (2)."""
+def finisher(device: str, differentiable: bool = False) -> nn.Module:
+    """O-Net: (N, 3, 48, 48) to (N, 16): shifts (4), x (5) and y (5) of landmarks, logits (2).
+
+    Args:
+        device: a torch device type.
+        differentiable: by its inputs, which on CPUs takes longer.
+    """
     pools = [nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 2), nn.MaxPool2d(2)]
-    return _network("onet", [*pools, Flat(), nn.Identity()], device)
+    return _network("onet", [*pools, Flat(), nn.Identity()], device, differentiable)
 
 
-def _network(name: str, between: Sequence[nn.Module], device: str) -> nn.Sequential:
+def _network(
+    name: str, between: Sequence[nn.Module], device: str, differentiable: bool = False
+) -> nn.Sequential:
     """Builds a network from its file; the layers that answer become one, in the file's order.
 
     Args:
         name: of the file.
         between: what follows each inner layer.
         device: a torch device type.
+        differentiable: by its inputs.
     """
     stored = joblib.load(package_file("mtcnn", f"assets/weights/{name}.lz4"))
     tensors = [torch.from_numpy(np.array(array, np.float32)) for array in stored]
@@ -134,6 +142,8 @@ def _network(name: str, between: Sequence[nn.Module], device: str) -> nn.Sequent
     answers = tensors[3 * len(between) :]
     parts.append(_layer(torch.cat(answers[::2], -1), torch.cat(answers[1::2])))
     network = nn.Sequential(*parts)
+    if differentiable:
+        return network.to(device).eval().requires_grad_(False)
     tuned(network, device)
     return network
 

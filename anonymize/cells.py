@@ -28,6 +28,7 @@ def fit_cells(
     groups: npt.NDArray[np.int64],
     features: Tensor,
     seed: int,
+    drawn_after: npt.NDArray[np.bool_] | None = None,
 ) -> Tensor:
     """Fits centre and cells of a prior; returns each training face's cell (N,).
 
@@ -43,9 +44,11 @@ def fit_cells(
         groups: (N,) the source that each face came from.
         features: (N, D) of the faces' contexts, from `priors.hints`.
         seed: of k-means.
+        drawn_after: (N,) bool, the faces whose spread within the cells new people have; all if
+            None.
 
     Raises:
-        ConfigError: a cell of one or two faces, whose covariance cannot be shrunk.
+        ConfigError: a cell of one or two such faces, whose covariance cannot be shrunk.
     """
     from sklearn.cluster import KMeans
     from sklearn.covariance import LedoitWolf
@@ -56,17 +59,19 @@ def fit_cells(
     axes = _axes(codes, features.double().numpy(), groups, balance)
     count = len(prior.mean)
     cells = KMeans(count, n_init=4, random_state=seed).fit_predict(codes @ axes, None, balance)
-    if (least := np.bincount(cells, minlength=count).min()) < 3:
+    chosen = np.ones(len(codes), bool) if drawn_after is None else drawn_after
+    if (least := np.bincount(cells[chosen], minlength=count).min()) < 3:
         raise ConfigError(
-            f"got {len(codes)} faces to train on, of which a cell has {least}, expected at least 3 "
-            f"in each of {count} cells: train on more faces, or with fewer cells (--set cells=N)"
+            f"got {chosen.sum()} faces to draw people after, of which a cell has {least}, expected "
+            f"at least 3 in each of {count} cells: train on more faces, or with fewer cells "
+            "(--set cells=N)"
         )
     for cell in range(count):
-        members = codes[cells == cell]
+        members = codes[(cells == cell) & chosen]
         factor = np.linalg.cholesky(LedoitWolf().fit(members).covariance_)
         prior.mean.data[cell] = torch.from_numpy(members.mean(0)).float()
         prior.factor.data[cell] = torch.from_numpy(factor).float()
-        prior.weight.data[cell] = len(members) / len(codes)
+        prior.weight.data[cell] = len(members) / chosen.sum()
     return torch.from_numpy(cells).long()
 
 

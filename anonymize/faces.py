@@ -35,12 +35,14 @@ class Faces:
         landmarks: (N, 5, 2) float32 in pixels of these crops.
         embeddings: (N, 128) float32 of dlib's ResNet.
         groups: (N,) int64, which of the folders directly below the source a face came from.
+        names: of the folders, by group; small ones share a group without a name.
     """
 
     crops: npt.NDArray[np.uint8]
     landmarks: Floats
     embeddings: Floats
     groups: npt.NDArray[np.int64]
+    names: npt.NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -58,7 +60,7 @@ def prepare(
     """
     paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     names = "\n".join(str(path.relative_to(source)) for path in paths)
-    label = hashlib.sha256(f"3 {size} {MARGIN} {names}".encode()).hexdigest()[:16]
+    label = hashlib.sha256(f"4 {size} {MARGIN} {names}".encode()).hexdigest()[:16]
     stored = cache / f"faces-{label}.npz"
     if stored.is_file():
         with np.load(stored) as arrays:
@@ -71,10 +73,11 @@ def prepare(
     return faces
 
 
-def _pooled(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Groups by number, those of fewer than `FEW` faces as one: a source, not a person's folder."""
-    small = np.bincount(groups)[groups] < FEW
-    return np.unique(np.where(small, -1, groups), return_inverse=True)[1].astype(np.int64)
+def _pooled(folders: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.str_]]:
+    """Groups and their names, folders of fewer than `FEW` faces as one: people's, not sources."""
+    _, each, sizes = np.unique(folders, return_inverse=True, return_counts=True)
+    names, groups = np.unique(np.where(sizes[each] < FEW, "", folders), return_inverse=True)
+    return groups.astype(np.int64), names
 
 
 def _build(source: Path, paths: list[Path], size: int, report: Callable[[str], None]) -> Faces:
@@ -106,6 +109,5 @@ def _build(source: Path, paths: list[Path], size: int, report: Callable[[str], N
     if not crops:
         raise ConfigError(f"no faces to train on: got {len(paths)} pictures, none with a face")
     report(f"prepared {len(crops)} faces of {len(paths)} pictures")
-    groups = _pooled(np.unique(folders, return_inverse=True)[1])
     points = np.stack(marks).astype(np.float32)
-    return Faces(np.stack(crops), points, np.stack(embeddings), groups)
+    return Faces(np.stack(crops), points, np.stack(embeddings), *_pooled(folders))

@@ -78,6 +78,8 @@ class TrainRecipe:
         channels: U-Net channels per level, finest first.
         depth: residual blocks per level of the U-Net; the adapter grows with it.
         cells: cells of the code prior.
+        people: folders directly below the source after whose faces new people are drawn; all if
+            there are none. The faces of all folders teach how to draw.
         batch: crops per step; half keep their own code, half get a new person's.
         echo: steps that every view takes part in, with new codes and noise, where processors
             augment more slowly than a GPU learns (data echoing, Choi et al. 2019); divides `batch`.
@@ -85,13 +87,15 @@ class TrainRecipe:
         rate: learning rate of the generator; the adversary's is `rate_adversary`.
         decay: share of the steps, at the end, over which both rates fall to nothing.
         ema: decay of the averaged weights that are exported.
-        pixels, rim, tone, context, identity, features, adversary: weights of the losses:
+        pixels, rim, tone, context, identity, landmarks, features, adversary: weights of the losses:
             L1 inside the region (own code only), L1 of smoothed crops in the region's outermost
             part and on the forehead (new codes only: hairline, cheeks and jaw continue what is
             visible whoever the new person is), L1 of the region averaged over an eighth of the crop
             (skin tone and light come from the picture), L1 outside the region, 1 - cosine to the
-            code, the adversary's feature matching (own code only), the adversary's verdict.
+            code, how far landmarks are from where MTCNN finds them in the picture itself, the
+            adversary's feature matching (own code only), the adversary's verdict.
         noise: standard deviation of the noise that faces start from, as runs have it.
+        emphasis: least and greatest factor by which codes of new people are lengthened, as runs do.
         steepness: weight of the adversary's R1 and R2 penalties.
         adversary_channels: the adversary's base width, a multiple of 16.
         warmup: steps over which the adversary's and the recogniser's weights rise.
@@ -111,6 +115,7 @@ class TrainRecipe:
     channels: tuple[int, ...] = (64, 128, 192)
     depth: int = 2
     cells: int = 8
+    people: tuple[str, ...] = ()
     batch: int = 16
     echo: int = 1
     steps: int = 20_000
@@ -123,9 +128,11 @@ class TrainRecipe:
     tone: float = 3.0
     context: float = 2.0
     identity: float = 0.5
+    landmarks: float = 4.0
     features: float = 1.0
     adversary: float = 0.1
     noise: float = 0.2
+    emphasis: tuple[float, ...] = (1.3, 1.7)
     steepness: float = 0.02
     adversary_channels: int = 32
     warmup: int = 300
@@ -142,6 +149,11 @@ class TrainRecipe:
         if unknown := sorted(set(self.without) - set(KINDS)):
             raise ConfigError(
                 f"without: got {', '.join(unknown)}, expected some of {', '.join(KINDS)}"
+            )
+        if len(self.emphasis) != 2 or not 0 < self.emphasis[0] <= self.emphasis[1]:
+            raise ConfigError(
+                f"emphasis: got {list(self.emphasis)}, expected the least and the greatest factor, "
+                "such as [1.3, 1.7]"
             )
         if self.echo < 1 or self.batch % self.echo:
             raise ConfigError(f"echo: got {self.echo}, expected a divisor of batch {self.batch}")

