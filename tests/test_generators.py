@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from anonymize import augment, registry, seeds
 from anonymize.aligners import SIGHT, TEMPLATE, WALL, radius, secluded
@@ -26,7 +27,7 @@ from anonymize.priors import CodePrior
 from anonymize.recipe import TrainRecipe
 from anonymize.record import Face, Floats, Pixels
 from anonymize.stages import job
-from anonymize.train import Trainer, train
+from anonymize.train import Trainer, _excess, train
 from anonymize.training import batches
 
 KEY = bytes(range(32))
@@ -449,6 +450,17 @@ def test_the_landmarks_loss_sees_how_far_a_face_has_moved(people: Path, tmp_path
     unit = (TEMPLATE[1] - TEMPLATE[0])[0]
     assert losses[2].item() == pytest.approx(4 / unit, rel=0.35)
     assert losses[0] < losses[1] < losses[2] < losses[3]
+
+
+def test_the_loss_on_detail_sees_a_grid_and_nothing_softer() -> None:
+    crops = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.1
+    mask = torch.zeros(2, 1, 128, 128)
+    mask[:, :, 32:96, 32:96] = 1
+    grid = crops + 0.1 * (torch.arange(128) % 2)
+    assert _excess(crops, crops, mask) == 0
+    assert _excess(F.avg_pool2d(crops, 3, 1, 1), crops, mask) == 0
+    assert _excess(grid, crops, mask) > 0.02
+    assert _excess(torch.where(mask > 0, crops, grid), crops, mask) == 0
 
 
 def test_training_learns(people: Path, tmp_path: Path) -> None:
