@@ -226,7 +226,8 @@ class Trainer:
         with torch.no_grad():
             wanted = self._found(batch.crops, middle, half)
         found = self._found(_softer(output) if self.step % 2 else output, middle, half)
-        return ((found - wanted).norm(dim=2).mean(1) / unit).clamp(max=0.5).mean()
+        off: Tensor = (found - wanted).norm(dim=2).mean(1) / unit
+        return off.clamp(max=0.5).mean()
 
     def _found(self, crops: Tensor, middle: Tensor, half: Tensor) -> Tensor:
         """Landmarks (N, 5, 2) that O-Net finds in squares, in crop pixels from their corner."""
