@@ -128,7 +128,7 @@ class Inpaint:
         weights: str = "",
         steps: int = 1,
         noise: float = 0.2,
-        emphasis: float = 1.7,
+        emphasis: float = 1.6,
         views: int = 1,
         device: str = "cpu",
     ) -> None:

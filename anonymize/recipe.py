@@ -130,7 +130,7 @@ class TrainRecipe:
     context: float = 2.0
     identity: float = 0.5
     landmarks: float = 4.0
-    fine: float = 20.0
+    fine: float = 6.0
     features: float = 1.0
     adversary: float = 0.1
     noise: float = 0.2

@@ -44,7 +44,7 @@ colour there is in pictures that are not nearly grey, where they go less far."""
 SHADED = 0.5
 """Which share of the gap a face goes that is darker than the visible skin, which shade is on."""
 
-COLOUR = 1.05
+COLOUR = 1.12
 """By how much colours are made stronger: the generator draws them fainter than cameras see them."""
 
 EYE, EYES, EYES_KEPT = (0.3, 0.2), ((-4.0, 0.0), (-2.9, 0.1)), 0.3
