@@ -22,6 +22,7 @@ from anonymize.faces import FEW, Faces, prepare
 from anonymize.generators import write_sums
 from anonymize.images import encode
 from anonymize.inpaint import InpaintPipeline, contexts, copy_networks, new_pipeline, predict
+from anonymize.losses import excess, forehead, held, moved, smeared, softer
 from anonymize.outlines import extent
 from anonymize.packages import package_file
 from anonymize.priors import CODE, hints
@@ -30,13 +31,6 @@ from anonymize.training import REPORT, Batch, batches, blend_in, drive, opened, 
 
 LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
-
-SQUARE, ASIDE = (1.15, 1.45), 0.08
-"""Half the side of the squares in which landmarks are looked for, and how far these lie off the
-middle of the face (standard deviation), in distances between the eyes or from eyes to mouth."""
-
-BROW = -0.4
-"""Where foreheads begin, along the line from the eyes (0) to the mouth (1)."""
 
 
 class Trainer:
@@ -177,7 +171,7 @@ class Trainer:
         inside, outside = apart[:own] * mask[:own], apart * (1 - mask)
         coarse, fine = mask.shape[-1] // 8, max(2, mask.shape[-1] // 21)
         tone = F.avg_pool2d(output - batch.crops, coarse, coarse // 2).abs()
-        brow = _forehead(batch.landmarks, mask.shape[-1])
+        brow = forehead(batch.landmarks, mask.shape[-1])
         rim = F.avg_pool2d(torch.maximum(batch.rim, brow * mask)[own:], fine, fine // 2)
         near = F.avg_pool2d((drawn - batch.crops)[own:], fine, fine // 2).abs()
         with torch.no_grad():
@@ -195,8 +189,8 @@ class Trainer:
             "tone": tone.mean() / mask.mean(),
             "context": outside.sum() / (1 - mask).sum().clamp(min=1) / 3,
             "identity": (1 - (self._seen(batch, output) * code).sum(1)).mean(),
-            "landmarks": self._moved(batch, output),
-            "fine": _excess(output[own:], batch.crops[own:], mask[own:]),
+            "landmarks": moved(self.finisher, batch, output, blurred=bool(self.step % 2)),
+            "fine": excess(output[own:], batch.crops[own:], mask[own:]),
             "features": torch.stack(matched).mean(),
             "adversary": relativistic(verdict, truth),
         }
@@ -204,40 +198,12 @@ class Trainer:
     def _seen(self, batch: Batch, output: Tensor) -> Tensor:
         """Codes (N, 128) of outputs by the recogniser, through jitter so that it is not gamed."""
         marks = batch.landmarks + torch.randn_like(batch.landmarks) * 0.008 * output.shape[-1]
-        seen = chips(_held(output, batch.landmarks), marks)
+        seen = chips(held(output, batch.landmarks), marks)
         if self.step % 2:  # what a compressed or blurred copy would keep
-            seen = _softer(seen)
-        seen = _smeared(seen)
+            seen = softer(seen)
+        seen = smeared(seen)
         code: Tensor = self.prior.code(self.recogniser(seen).float())
         return code
-
-    def _moved(self, batch: Batch, output: Tensor) -> Tensor:
-        """How far MTCNN finds landmarks from where it finds them in the pictures themselves, ().
-
-        Mean over landmarks in distances between the eyes, or from eyes to mouth where those are
-        longer, up to half of one. Every other step looks at blurred outputs, as `_seen` does.
-        """
-        marks, count = batch.landmarks, len(batch.landmarks)
-        eyes, mouth = marks[:, :2].mean(1), marks[:, 3:].mean(1)
-        unit = torch.maximum((marks[:, 1] - marks[:, 0]).norm(dim=1), (mouth - eyes).norm(dim=1))
-        low, high = SQUARE
-        half = unit * (low + (high - low) * torch.rand(count, device=self.device))
-        middle = (eyes + mouth) / 2 + ASIDE * unit[:, None] * torch.randn_like(eyes)
-        with torch.no_grad():
-            wanted = self._found(batch.crops, middle, half)
-        found = self._found(_softer(output) if self.step % 2 else output, middle, half)
-        off: Tensor = (found - wanted).norm(dim=2).mean(1) / unit
-        return off.clamp(max=0.5).mean()
-
-    def _found(self, crops: Tensor, middle: Tensor, half: Tensor) -> Tensor:
-        """Landmarks (N, 5, 2) that O-Net finds in squares, in crop pixels from their corner."""
-        axis = (torch.arange(48, device=crops.device) + 0.5) / 24 - 1
-        across = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-        at = middle[:, None, None] + half[:, None, None, None] * across
-        places = (at + 0.5) / crops.shape[-1] * 2 - 1
-        patches = F.grid_sample(crops.float() * (127.5 / 128), places, align_corners=False)
-        answers = self.finisher(patches)
-        return torch.stack([answers[:, 4:9], answers[:, 9:14]], 2) * (2 * half)[:, None, None]
 
     def _judge(self, batch: Batch, output: Tensor) -> float:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
@@ -337,64 +303,6 @@ def _chosen(faces: Faces, people: Sequence[str]) -> npt.NDArray[np.bool_]:
             f"below the source: {', '.join(known) or 'it has none'}"
         )
     return np.isin(faces.names, list(people) or faces.names)[faces.groups]
-
-
-def _softer(pixels: Tensor) -> Tensor:
-    """(N, C, H, W), each pixel the mean of the nine around it."""
-    return F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
-
-
-def _excess(output: Tensor, crops: Tensor, mask: Tensor) -> Tensor:
-    """How much more fine detail outputs have than the pictures in the same squares, ().
-
-    Where no adversary looks, and where identity hides in lines, detail grows that skin has not:
-    a grid on foreheads, marks beside the mouth.
-    """
-    side = mask.shape[-1] // 16
-    drawn, real = (
-        F.avg_pool2d((x - _softer(_softer(x))).abs().mean(1, keepdim=True) * mask, side)
-        for x in (output, crops)
-    )
-    within = F.avg_pool2d(mask, side)
-    return F.relu(drawn - 1.1 * real - 0.003 * within).sum() / within.sum().clamp(min=1)
-
-
-def _held(output: Tensor, landmarks: Tensor) -> Tensor:
-    """Outputs (N, 3, S, S) whose foreheads learn nothing from what is computed of them.
-
-    A recogniser would have the forehead tell people apart, by flecks of hair above all, and an
-    adversary asks for hair and freckles; on a photograph they look like dirt.
-    """
-    return torch.where(_forehead(landmarks, output.shape[-1]), output.detach(), output)
-
-
-def _forehead(landmarks: Tensor, size: int) -> Tensor:
-    """Which pixels (N, 1, S, S) of crops with landmarks (N, 5, 2) lie above the brows."""
-    eyes, mouth = landmarks[:, :2].mean(1), landmarks[:, 3:].mean(1)
-    down = (mouth - eyes) / (mouth - eyes).square().sum(1, keepdim=True)
-    axis = torch.arange(size, device=landmarks.device, dtype=down.dtype)
-    x, y = (down[:, i, None] * (axis - eyes[:, i, None]) for i in (0, 1))
-    along = y[:, :, None] + x[:, None, :]
-    return (along < BROW)[:, None]
-
-
-def _smeared(chips: Tensor) -> Tensor:
-    """Half of the chips with a random rectangle, often the forehead, blurred beyond recognition.
-
-    Identity then has to show all over the face; else it hides in patches, as of hair on foreheads.
-    """
-    count, side = len(chips), chips.shape[-1]
-    reach = side // 20
-    padded = F.pad(chips, (reach,) * 4, mode="replicate")
-    soft = F.avg_pool2d(padded, 2 * reach + 1, 1)
-    low, high = torch.rand(2, count, 2, device=chips.device).sort(0).values * side
-    forehead = torch.rand(count, device=chips.device) < 0.5
-    low[forehead], high[forehead] = 0, torch.tensor([side, 0.3 * side], device=chips.device)
-    axis = torch.arange(side, device=chips.device)
-    inside = [(axis >= low[:, i, None]) & (axis < high[:, i, None]) for i in (0, 1)]
-    picked = (torch.rand(count, device=chips.device) < 0.5)[:, None, None]
-    where = inside[1][:, :, None] & inside[0][:, None, :] & picked
-    return torch.where(where[:, None], soft, chips)
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ LAYERS = [
     {"inpaint", "blenders", "recipe", "faces", "cells", "views"},
     {"generators", "hub", "ksame", "perturb"},
     {"stages", "kept", "training", "testing"},
+    {"losses"},
     {"state", "testing_writers", "train", "perturb_train", "work"},
     {"enrolment", "ray_engine"},
     {"engines"},
