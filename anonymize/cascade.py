@@ -98,14 +98,15 @@ def proposer(device: str) -> tuple[nn.Module, nn.Module]:
 
     The answers are shifts of the corners (4) and the logits of no face and face.
     """
-    network = _network("pnet", [nn.Identity(), nn.Identity(), nn.Identity()], device)
+    network = _network("pnet", [nn.Identity(), nn.Identity(), nn.Identity()])
+    tuned(network, device)
     return network[:2], network[2:]
 
 
 def refiner(device: str) -> nn.Module:
     """R-Net: (N, 3, 24, 24) to (N, 6), as `proposer`."""
     between = [nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 2), Flat(), nn.Identity()]
-    return _network("rnet", between, device)
+    return tuned(_network("rnet", between), device)
 
 
 def finisher(device: str, differentiable: bool = False) -> nn.Module:
@@ -116,19 +117,16 @@ def finisher(device: str, differentiable: bool = False) -> nn.Module:
         differentiable: by its inputs, which on CPUs takes longer.
     """
     pools = [nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 2), nn.MaxPool2d(2)]
-    return _network("onet", [*pools, Flat(), nn.Identity()], device, differentiable)
+    network = _network("onet", [*pools, Flat(), nn.Identity()])
+    return network.to(device).eval() if differentiable else tuned(network, device)
 
 
-def _network(
-    name: str, between: Sequence[nn.Module], device: str, differentiable: bool = False
-) -> nn.Sequential:
+def _network(name: str, between: Sequence[nn.Module]) -> nn.Sequential:
     """Builds a network from its file; the layers that answer become one, in the file's order.
 
     Args:
         name: of the file.
         between: what follows each inner layer.
-        device: a torch device type.
-        differentiable: by its inputs.
     """
     stored = joblib.load(package_file("mtcnn", f"assets/weights/{name}.lz4"))
     tensors = [torch.from_numpy(np.array(array, np.float32)) for array in stored]
@@ -141,11 +139,7 @@ def _network(
         parts += [_layer(weight, bias), prelu, after]
     answers = tensors[3 * len(between) :]
     parts.append(_layer(torch.cat(answers[::2], -1), torch.cat(answers[1::2])))
-    network = nn.Sequential(*parts)
-    if differentiable:
-        return network.to(device).eval().requires_grad_(False)
-    tuned(network, device)
-    return network
+    return nn.Sequential(*parts).requires_grad_(False)
 
 
 def _widen(tensors: list[Tensor]) -> None:

@@ -52,9 +52,9 @@ def _found(finisher: nn.Module, crops: Tensor, middle: Tensor, half: Tensor) -> 
     return torch.stack([answers[:, 4:9], answers[:, 9:14]], 2) * (2 * half)[:, None, None]
 
 
-def softer(pixels: Tensor) -> Tensor:
-    """(N, C, H, W), each pixel the mean of the nine around it."""
-    return F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+def softer(pixels: Tensor, reach: int = 1) -> Tensor:
+    """(N, C, H, W), each pixel the mean of the square around it that reaches so far."""
+    return F.avg_pool2d(F.pad(pixels, (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)
 
 
 def excess(output: Tensor, crops: Tensor, mask: Tensor) -> Tensor:
@@ -97,14 +97,11 @@ def smeared(chips: Tensor) -> Tensor:
     Identity then has to show all over the face; else it hides in patches, as of hair on foreheads.
     """
     count, side = len(chips), chips.shape[-1]
-    reach = side // 20
-    padded = F.pad(chips, (reach,) * 4, mode="replicate")
-    soft = F.avg_pool2d(padded, 2 * reach + 1, 1)
     low, high = torch.rand(2, count, 2, device=chips.device).sort(0).values * side
-    forehead = torch.rand(count, device=chips.device) < 0.5
-    low[forehead], high[forehead] = 0, torch.tensor([side, 0.3 * side], device=chips.device)
+    upper = torch.rand(count, device=chips.device) < 0.5
+    low[upper], high[upper] = 0, torch.tensor([side, 0.3 * side], device=chips.device)
     axis = torch.arange(side, device=chips.device)
     inside = [(axis >= low[:, i, None]) & (axis < high[:, i, None]) for i in (0, 1)]
     picked = (torch.rand(count, device=chips.device) < 0.5)[:, None, None]
     where = inside[1][:, :, None] & inside[0][:, None, :] & picked
-    return torch.where(where[:, None], soft, chips)
+    return torch.where(where[:, None], softer(chips, side // 20), chips)
