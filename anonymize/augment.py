@@ -64,13 +64,13 @@ def augment(
     points = points + rng.normal(0, 0.005 * size, points.shape)
     if rng.random() < 0.5:
         crop, points = crop[:, ::-1], np.array([size - 1, 0]) + points[MIRRORED] * (-1, 1)
-    if now("wall", 0.2):
+    if now("wall", 0.4):
         crop = backdrop(crop, rng)
     if now("skin", 0.4):
         crop = skin(crop, points, rng)
     if now("cover", 0.25):
         crop = cap(crop, points, rng)
-    if now("cover", 0.1):
+    if now("cover", 0.3):
         crop = collar(crop, points, rng)
     if rng.random() < 0.8:
         image = crop.astype(np.float32) / 255
@@ -137,7 +137,10 @@ def backdrop(crop: Pixels, rng: np.random.Generator) -> Pixels:
         image = image ** np.float32(np.exp(rng.normal(0.2, 0.4)))
     coarse = rng.uniform(0, 1, (1, 1, 3)) + rng.normal(0, 0.2, (rng.integers(1, 6),) * 2 + (3,))
     wall = cv2.resize(coarse.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
-    return _covered(image, wall.reshape(size, size, 3), flat, 1)
+    for _ in range(rng.integers(0, 12) if rng.random() < 0.5 else 0):  # boards, letters, people
+        ends, colour = rng.integers(0, size, (2, 2)).tolist(), rng.uniform(0, 1, 3).tolist()
+        cv2.line(wall, ends[0], ends[1], colour, int(rng.integers(1, size // 4)))
+    return _covered(image, wall, flat, 1)
 
 
 def skin(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
@@ -194,7 +197,7 @@ def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
 
 
 def collar(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
-    """Draws something opaque over the neck, up to the chin or the jaw: collars, scarves, ruffs.
+    """Draws clothes over the neck, up to the chin or the jaw: scarves, ruffs, shirts, jackets.
 
     Args:
         crop: (S, S, 3) uint8 RGB.
@@ -202,11 +205,23 @@ def collar(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
         rng: source of all randomness.
     """
     wide, high = _upright(len(crop), landmarks)
-    rise, tilt = rng.normal(0.1, 0.15), rng.normal(0, 0.15)
-    edge = -rng.uniform(1.75, 2.1) + rise * wide**2 + tilt * wide
+    rise, tilt = rng.normal(0.25, 0.15), rng.normal(0, 0.1)
+    edge = -rng.uniform(1.72, 2.02) + rise * wide**2 + tilt * wide
     shape = (high < edge) & (np.abs(wide) < rng.uniform(0.9, 3))
     fold = 1 - rng.uniform(0, 0.4) * np.exp(-((high - edge) ** 2) / rng.uniform(0.01, 0.1))
     cloth = _cloth(1 + 0.1 * np.sin(wide * rng.uniform(0, 12)), rng) * fold[..., None]
+    if rng.random() < 0.6:  # a shirt, open or with a tie, and a jacket over it
+        aside, below = np.abs(wide - rng.normal(0, 0.15)), edge - high
+        if rng.random() < 0.4:
+            cloth = np.float32(rng.uniform(0.8, 1)) * fold[..., None] * np.ones_like(cloth)
+        if rng.random() < 0.5:
+            shape &= aside > rng.uniform(0.3, 0.9) * (1 - below / rng.uniform(0.2, 1))
+        else:
+            tie = (aside < rng.uniform(0.1, 0.2) + 0.05 * below) & (below > rng.uniform(0, 0.2))
+            cloth = np.where(tie[..., None], _cloth(fold, rng), cloth)
+        jacket = _cloth(fold, rng) * (rng.uniform(0.1, 0.4) if rng.random() < 0.5 else 1)
+        lapel = aside > rng.uniform(0.4, 1) * (high + rng.uniform(2.6, 4))
+        cloth = np.where(lapel[..., None], jacket, cloth)
     return _covered(crop / np.float32(255), cloth, shape.astype(np.float32), 0.7)
 
 

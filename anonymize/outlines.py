@@ -1,4 +1,7 @@
-"""Where the region of a face ends early, because hair, a cap or a collar covers the skin."""
+"""Where the region of a face ends early, because hair, a cap or a collar covers the skin.
+
+And where it reaches further, along the temples of glasses, of which stubs would stay at the ears.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,13 @@ skin where nothing is known; and what it costs the border to move by a place fro
 BEYOND = 0.067
 """How far the region reaches into what covers the skin, so that no edge of the old skin is left."""
 
+TEMPLES = (-0.32, 0.3, 1.45)
+"""Between which heights, from the eyes down in distances to the mouth, and how far from the middle
+of the region temples of glasses are looked for."""
+
+THIN, DARK, LONG = 0.04, 9.0, 0.03
+"""How thick they are at most, and how long at least both within the region and beyond, in sides of
+the crop; and by how much darker than what is above and below (L*)."""
 
 SMOOTH = (0.1, 0.2, 0.4, 0.2, 0.1)
 """Weights by which neighbouring rays are averaged."""
@@ -65,7 +75,7 @@ def extent(crop: Pixels, landmarks: Floats, region: str = "face") -> Floats:
         region: a key of `aligners.REGIONS`, or `all`.
 
     Returns:
-        (S, S) float32: below 1 inside, nowhere less than `radius`.
+        (S, S) float32: below 1 inside, and less than `radius` along temples of glasses only.
     """
     size = len(crop)
     distance = radius(landmarks, size, region)
@@ -84,7 +94,32 @@ def extent(crop: Pixels, landmarks: Floats, region: str = "face") -> Floats:
     axis = np.arange(size, dtype=np.float32)
     turn = whole.turn(axis, axis[:, None])
     short = 1 - np.interp(turn, np.append(turns, 2 * np.pi), np.append(border, border[0]))
-    return np.asarray(distance + short, np.float32)
+    return _with_temples(crop, landmarks, np.asarray(distance + short, np.float32))
+
+
+def _with_temples(crop: Pixels, landmarks: Floats, away: Floats) -> Floats:
+    """A region that also reaches along thin dark lines which leave it beside the eyes."""
+    size, eyes, mouth = len(crop), landmarks[:2].mean(0), landmarks[3:].mean(0)
+    down = (mouth - eyes) / max(float(np.square(mouth - eyes).sum()), 1e-3)
+    axis = np.arange(size, dtype=np.float32)
+    height = (axis - eyes[0]) * down[0] + (axis[:, None] - eyes[1]) * down[1]
+    grey = cv2.cvtColor(crop.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[..., 0]
+    thick = 2 * round(0.7 * THIN * size) + 1
+    dark = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, np.ones((thick, 1), np.uint8)) > DARK
+    upper, lower, far = TEMPLES
+    dark &= (height > upper) & (height < lower) & (away > 0.5) & (away < far)
+    lines = np.zeros(dark.shape, np.float32)
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(dark.astype(np.uint8))
+    for label in range(1, count):
+        line = labels == label
+        parts = [(line & part).any(0).sum() for part in (away < 1, away >= 1)]
+        slim = boxes[label, cv2.CC_STAT_AREA] < THIN * size * boxes[label, cv2.CC_STAT_WIDTH]
+        if slim and min(parts) >= LONG * size:
+            lines[line] = 1
+    wide = 2 * round(0.016 * size) + 1
+    lines = cv2.dilate(lines, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (wide, wide)))
+    lines = cv2.GaussianBlur(lines, (0, 0), size / 128)
+    return np.asarray(np.where(lines > 0.1, np.minimum(away, 1.15 - 0.4 * lines), away))
 
 
 def _skin(crop: Pixels, at: Floats, landmarks: Floats) -> Floats:

@@ -33,6 +33,10 @@ LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
 
 
+FOREHEADS = 0.4
+"""Share of the adversary's verdict that reaches foreheads: all of it asks for flecks of hair."""
+
+
 class Trainer:
     """One training run: networks, optimisers, averaged weights and a step."""
 
@@ -177,7 +181,7 @@ class Trainer:
         with torch.no_grad():
             truth, real = self.adversary(batch.crops, batch.context)
         whole = mask.amin((1, 2, 3), keepdim=True) == 1  # these need all they can learn
-        held = torch.where(brow & ~whole, output.detach(), output)
+        held = torch.where(brow & ~whole, output.detach().lerp(output, FOREHEADS), output)
         verdict, fake = self.adversary(held, batch.context)
         matched = [
             F.l1_loss(f[:own], r[:own]) / r[:own].abs().mean()
