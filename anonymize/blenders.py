@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from anonymize.aligners import move, shrink, then
+from anonymize.aligners import CROP_SIZE, move, shrink, then
 from anonymize.errors import Withhold
 from anonymize.record import Face, Floats, Pixels
 from anonymize.retouch import fitted, textured
@@ -50,7 +50,8 @@ def blend(
         share *= 1 - _share(nearer + FEATHER)  # beyond its feather, which lets this face through
     new = _pulled(crop, shifted, old.shape[1::-1])
     if match:
-        new = textured(new, old, far)
+        scale = len(crop) / CROP_SIZE / float(np.hypot(shifted[0, 0], shifted[1, 0]))
+        new = textured(new, old, far, scale)
     out = image.copy()
     new -= old
     new *= share  # nothing is added where the share is 0

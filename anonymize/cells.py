@@ -58,7 +58,8 @@ def fit_cells(
     balance = np.bincount(groups)[groups] ** -0.5
     axes = _axes(codes, features.double().numpy(), groups, balance)
     count = len(prior.mean)
-    cells = KMeans(count, n_init=4, random_state=seed).fit_predict(codes @ axes, None, balance)
+    clusters = KMeans(min(count, len(codes)), n_init=4, random_state=seed)
+    cells = clusters.fit_predict(codes @ axes, None, balance)
     chosen = np.ones(len(codes), bool) if drawn_after is None else drawn_after
     if (least := np.bincount(cells[chosen], minlength=count).min()) < 3:
         raise ConfigError(

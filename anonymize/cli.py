@@ -302,6 +302,7 @@ def doctor(as_json: bool) -> None:
 @click.argument("out", type=FOLDER)
 @click.option("--recipe", "recipe_file", type=FILE, help="TOML file with the training recipe.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override the recipe.")
+@click.option("--exclude", type=FILE, help="Pictures to leave out, one a line, paths below SRC.")
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of the whole run.")
 @click.option("--kind", default="inpaint", type=click.Choice(["inpaint", "perturb"]))
 @click.option("--start", type=FOLDER, help="Exported inpainting model to start from.")
@@ -314,6 +315,7 @@ def train(
     out: Path,
     recipe_file: Path | None,
     settings: tuple[str, ...],
+    exclude: Path | None,
     steps: int | None,
     kind: str,
     start: Path | None,
@@ -326,6 +328,7 @@ def train(
     Train only on faces that belong to no one, or whose owners agreed.
     """
     from anonymize.devices import choose
+    from anonymize.lists import read_labels
     from anonymize.perturb_train import PerturbRecipe, train_perturb
     from anonymize.recipe import TrainRecipe, load
     from anonymize.train import train as learn
@@ -335,6 +338,7 @@ def train(
     overrides = [*settings, *([f"steps={steps}"] if steps else [])]
     common: dict[str, Any] = {"resume": resume, "minutes": minutes, "report": say}
     common["device"] = choose(device)
+    common["exclude"] = read_labels(exclude) if exclude else ()
     if kind == "perturb":
         exported = train_perturb(src, out, load(PerturbRecipe, recipe_file, overrides), **common)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -49,16 +49,35 @@ class Faces:
 
 
 def prepare(
-    source: Path, cache: Path, size: int = CROP_SIZE, report: Callable[[str], None] = print
+    source: Path,
+    cache: Path,
+    size: int = CROP_SIZE,
+    report: Callable[[str], None] = print,
+    exclude: Collection[str] = (),
 ) -> Faces:
     """Finds one face per picture below `source`, crops and embeds it; `cache` keeps the result.
 
     Pictures without a clear face are left out and counted.
 
+    Args:
+        source: a folder.
+        cache: a folder, which is made.
+        size: side of the crops in pixels.
+        report: takes progress lines.
+        exclude: pictures to leave out, as paths below `source`.
+
     Raises:
-        ConfigError: no picture with a face.
+        ConfigError: no picture with a face, or one to leave out is not there.
     """
     paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = {path.relative_to(source).as_posix() for path in paths}
+    if missing := sorted(set(exclude) - found):
+        raise ConfigError(
+            f"exclude: {source} has no picture {missing[0]} ({len(missing)} of {len(exclude)} "
+            "entries name none): expected paths below it, one a line"
+        )
+    left_out = set(exclude)
+    paths = [p for p in paths if p.relative_to(source).as_posix() not in left_out]
     names = "\n".join(str(path.relative_to(source)) for path in paths)
     label = hashlib.sha256(f"4 {size} {MARGIN} {names}".encode()).hexdigest()[:16]
     stored = cache / f"faces-{label}.npz"

@@ -15,7 +15,7 @@ from anonymize.readers import Reader, Source
 
 
 def read_labels(path: Path) -> set[str]:
-    """Labels of people, one a line; empty lines and those that begin with # say nothing.
+    """Labels or pictures, one a line; empty lines and those that begin with # say nothing.
 
     Raises:
         ConfigError: unreadable, or no label in it.

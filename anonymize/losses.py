@@ -12,6 +12,9 @@ SQUARE, ASIDE = (1.15, 1.45), 0.08
 """Half the side of the squares in which landmarks are looked for, and how far these lie off the
 middle of the face (standard deviation), in distances between the eyes or from eyes to mouth."""
 
+OUTER = 4.0
+"""By how much more excess detail costs at the region's border than in the middle of the face."""
+
 BROW = -0.4
 """Where foreheads begin, along the line from the eyes (0) to the mouth (1)."""
 
@@ -57,19 +60,31 @@ def softer(pixels: Tensor, reach: int = 1) -> Tensor:
     return F.avg_pool2d(F.pad(pixels, (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)
 
 
-def excess(output: Tensor, crops: Tensor, mask: Tensor) -> Tensor:
+def excess(output: Tensor, crops: Tensor, mask: Tensor, rim: Tensor) -> Tensor:
     """How much more fine detail outputs have than the pictures in the same squares, ().
 
-    Where no adversary looks, and where identity hides in lines, detail grows that skin has not:
-    a grid on foreheads, marks beside the mouth.
+    Where the adversary looks little, and where identity hides in lines, detail grows that skin has
+    not: a grid on foreheads, marks beside the mouth, specks along the jaw, most of them coloured.
+    They cost more towards the region's border, where nothing has to be as sharp as an eye.
+
+    Args:
+        output: (N, 3, S, S) in -1..1.
+        crops: the pictures.
+        mask: (N, 1, S, S), 1 in the region.
+        rim: (N, 1, S, S), rising to 1 towards the region's border.
     """
-    side = mask.shape[-1] // 16
-    drawn, real = (
-        F.avg_pool2d((x - softer(softer(x))).abs().mean(1, keepdim=True) * mask, side)
-        for x in (output, crops)
-    )
+    side, weight = mask.shape[-1] // 16, mask * (1 + OUTER * rim)
+    drawn, real = (F.avg_pool2d(_detail(x) * weight, side) for x in (output, crops))
+    least = F.avg_pool2d(0.003 * weight, side)
     within = F.avg_pool2d(mask, side)
-    return F.relu(drawn - 1.1 * real - 0.003 * within).sum() / within.sum().clamp(min=1)
+    return F.relu(drawn - 1.1 * real - least).sum() / within.sum().clamp(min=1)
+
+
+def _detail(pixels: Tensor) -> Tensor:
+    """(N, 1, H, W), what a small blur takes away, and what is coloured of that twice more."""
+    fine = pixels - softer(softer(pixels))
+    coloured = fine - fine.mean(1, keepdim=True)
+    return fine.abs().mean(1, keepdim=True) + 2 * coloured.abs().mean(1, keepdim=True)
 
 
 def held(output: Tensor, landmarks: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,7 @@ def train_perturb(
     device: str = "cpu",
     minutes: float = 0,
     report: Callable[[str], None] = print,
+    exclude: Collection[str] = (),
 ) -> Path:
     """Trains on the faces below `source`; `out` receives checkpoints and the export.
 
@@ -158,15 +159,16 @@ def train_perturb(
         device: a torch device type.
         minutes: stop after this wall time; 0 for none.
         report: takes progress lines.
+        exclude: pictures to leave out, as paths below `source`.
 
     Returns:
         The folder of the exported model, which `generator_options.weights` takes.
 
     Raises:
-        ConfigError: `out` holds a run and `resume` is False.
+        ConfigError: `out` holds a run and `resume` is False; a picture to leave out is not there.
     """
     checkpoint = opened(out, "perturb.pt", resume)
-    faces = prepare(source, out / "cache", recipe.size, report)
+    faces = prepare(source, out / "cache", recipe.size, report, exclude)
     trainer = PerturbTrainer(faces, recipe, device)
     if checkpoint.exists():
         trainer.load(checkpoint)

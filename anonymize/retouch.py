@@ -59,6 +59,12 @@ EDGE, FAINT, CLEAR = 3.0, 20.0, 30.0
 """By how much the edge between jaw and background is made steeper; up to which difference in grey
 levels there is none, and how much more makes it a clear one."""
 
+CRISP, FAINTER, HALO = ((0.55, 2.0), (1.35, 1.5)), (0.9, 0.35), 8.0
+"""By how much differences in lightness are made stronger at most, up to sizes given as standard
+deviations in pixels of a crop of 128: a drawn face is a mean of what could be there, and so too
+soft. Below which share of its surroundings' detail that begins, and how much further below it is
+done in full; and the most that is added, in grey levels."""
+
 BLURRED, DETAIL, SOFTER = 1.2, 0.95, (0.7, 1.0, 1.4, 2.0, 2.8)
 """How much more detail than its surroundings a face may have, which quantile of fine differences
 counts as that, and by which blurs, standard deviations in pixels, more is taken away."""
@@ -91,18 +97,21 @@ def fitted(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
     return _matched(drawn, context, distance)
 
 
-def textured(new: Floats, old: Pixels, far: Floats) -> Floats:
-    """A new face with as little detail, and as much grain, as the photograph has around it.
+def textured(new: Floats, old: Pixels, far: Floats, scale: float = 1) -> Floats:
+    """A new face with about as much detail, and grain, as the photograph has around it.
 
     Args:
         new: (H, W, 3) float32 RGB, 0..255, the fitted face at the photograph's resolution.
         old: (H, W, 3) uint8 RGB, that part of the photograph.
         far: (H, W), below 1 within the region.
+        scale: how many pixels of the photograph there are to one of a crop of 128.
     """
     around, inside = (far >= 1) & (far < 1.5), far < 1
     if around.sum() < 64 or inside.sum() < 64:
         return new
-    return _grained(_softened(new, old, around, inside), old, far)
+    detail = _detail(old, around)
+    new = _crisp(new, far, detail, scale)
+    return _grained(_softened(new, detail, inside), old, far)
 
 
 def _below(landmarks: Floats, size: int) -> Floats:
@@ -300,11 +309,24 @@ def _spread(values: Floats, weights: Floats, sigma: float, least: float) -> Floa
     return np.asarray(cv2.resize(field, values.shape[1::-1], interpolation=cv2.INTER_CUBIC))
 
 
-def _softened(
-    new: Floats, old: Pixels, around: npt.NDArray[np.bool_], inside: npt.NDArray[np.bool_]
-) -> Floats:
+def _crisp(new: Floats, far: Floats, detail: float, scale: float) -> Floats:
+    """Brings out lashes, creases and texture of a face that is softer than what surrounds it."""
+    least, full = FAINTER
+    missing = least * detail / max(_detail(new, far < 0.85), 1e-3) - 1
+    share = np.clip(missing / full, 0, 1) * np.clip((0.95 - far) / 0.2, 0, 1)
+    grey = finer = _mean(new)
+    more = np.zeros_like(grey)
+    for size, stronger in CRISP:
+        coarser = cv2.GaussianBlur(grey, (0, 0), size * max(scale, 1.0))
+        more += (stronger - 1) * (finer - coarser)
+        finer = coarser
+    more = share * HALO * np.tanh(more / HALO)
+    return np.asarray(np.clip(new + more[..., None], 0, 255), np.float32)
+
+
+def _softened(new: Floats, detail: float, inside: npt.NDArray[np.bool_]) -> Floats:
     """Blurs a new face that is sharper than what surrounds it, as of a head out of focus."""
-    most, soft = BLURRED * _detail(old, around), new
+    most, soft = BLURRED * detail, new
     for blur in SOFTER:
         if _detail(soft, inside) <= most:
             break

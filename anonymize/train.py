@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -194,7 +194,7 @@ class Trainer:
             "context": outside.sum() / (1 - mask).sum().clamp(min=1) / 3,
             "identity": (1 - (self._seen(batch, output) * code).sum(1)).mean(),
             "landmarks": moved(self.finisher, batch, output, blurred=bool(self.step % 2)),
-            "fine": excess(output[own:], batch.crops[own:], mask[own:]),
+            "fine": excess(output[own:], batch.crops[own:], mask[own:], batch.rim[own:]),
             "features": torch.stack(matched).mean(),
             "adversary": relativistic(verdict, truth),
         }
@@ -337,6 +337,7 @@ def train(
     device: str = "cpu",
     minutes: float = 0,
     report: Callable[[str], None] = print,
+    exclude: Collection[str] = (),
 ) -> Path:
     """Trains on the faces below `source`; `out` receives checkpoints, sheets and the export.
 
@@ -349,15 +350,16 @@ def train(
         device: a torch device type.
         minutes: stop after this wall time; 0 for none.
         report: takes progress lines.
+        exclude: pictures to leave out, as paths below `source`.
 
     Returns:
         The folder of the exported pipeline.
 
     Raises:
-        ConfigError: `out` holds a run and `resume` is False.
+        ConfigError: `out` holds a run and `resume` is False; a picture to leave out is not there.
     """
     checkpoint = opened(out, "checkpoint.pt", resume)
-    faces = prepare(source, out / "cache", recipe.size, report)
+    faces = prepare(source, out / "cache", recipe.size, report, exclude)
     trainer = Trainer(faces, recipe, device)
     if checkpoint.exists():
         trainer.load(checkpoint)

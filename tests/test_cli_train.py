@@ -20,6 +20,20 @@ def test_too_few_faces_to_train_on_are_refused(dataset: Path, tmp_path: Path) ->
     assert "fewer cells" in result.stderr
 
 
+def test_pictures_that_are_listed_are_not_trained_on(dataset: Path, tmp_path: Path) -> None:
+    command = ["train", str(dataset), str(tmp_path / "out"), "--set", "cells=9", "--exclude"]
+    listed = tmp_path / "leave-out.txt"
+    first, second = sorted(dataset.rglob("*.jpg"))[:2]
+    listed.write_text(f"# blurred\n{first.relative_to(dataset)}\n")
+    result = CliRunner().invoke(main, [*command, str(listed)])
+    assert result.exit_code == 2
+    assert "got 8 faces" in result.stderr  # of nine pictures, and too few for so many cells
+    listed.write_text(f"{second}\n")
+    result = CliRunner().invoke(main, [*command, str(listed)])
+    assert result.exit_code == 2
+    assert "expected paths below it" in result.stderr
+
+
 def test_train_exports_a_model_that_run_can_use(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "toy.toml").write_text(TOY)
     out = tmp_path / "out"

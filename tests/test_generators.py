@@ -389,6 +389,16 @@ def test_views_take_part_in_as_many_steps_as_they_echo(people: Path, tmp_path: P
         toy(batch=6, echo=4)
 
 
+def test_training_leaves_out_what_is_listed(people: Path, tmp_path: Path) -> None:
+    every = prepare(people, tmp_path / "cache", report=lambda _: None)
+    paths = sorted(p.relative_to(people).as_posix() for p in people.rglob("*.jpg"))
+    kept = prepare(people, tmp_path / "cache", report=lambda _: None, exclude=paths[1:3])
+    assert len(every) == len(paths) == len(kept) + 2
+    assert np.array_equal(kept.crops, np.delete(every.crops, [1, 2], 0))
+    with pytest.raises(ConfigError, match=r"no picture nobody/1.jpg \(1 of 2"):
+        prepare(people, tmp_path / "cache", exclude=["nobody/1.jpg", paths[0]])
+
+
 def test_training_lengthens_the_codes_of_new_people_as_runs_do(
     people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,13 +466,15 @@ def test_the_landmarks_loss_sees_how_far_a_face_has_moved(people: Path, tmp_path
 
 def test_the_loss_on_detail_sees_a_grid_and_nothing_softer() -> None:
     crops = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.1
-    mask = torch.zeros(2, 1, 128, 128)
+    mask, middle = torch.zeros(2, 1, 2, 128, 128).unbind(2)
     mask[:, :, 32:96, 32:96] = 1
-    grid = crops + 0.1 * (torch.arange(128) % 2)
-    assert excess(crops, crops, mask) == 0
-    assert excess(F.avg_pool2d(crops, 3, 1, 1), crops, mask) == 0
-    assert excess(grid, crops, mask) > 0.01
-    assert excess(torch.where(mask > 0, crops, grid), crops, mask) == 0
+    lines = torch.arange(128) % 2 * 0.1
+    grid, coloured = crops + lines, crops + lines * torch.tensor([1, -1, 0])[:, None, None]
+    assert excess(crops, crops, mask, middle) == 0
+    assert excess(F.avg_pool2d(crops, 3, 1, 1), crops, mask, middle) == 0
+    assert 0.01 < excess(grid, crops, mask, middle) < excess(coloured, crops, mask, middle)
+    assert excess(grid, crops, mask, mask) > 4 * excess(grid, crops, mask, middle)
+    assert excess(torch.where(mask > 0, crops, grid), crops, mask, middle) == 0
 
 
 def test_training_learns(people: Path, tmp_path: Path) -> None:

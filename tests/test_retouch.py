@@ -12,12 +12,15 @@ from anonymize.retouch import (
     COLOUR,
     COLOURLESS,
     DARKER,
+    HALO,
     HUE,
     LEAST_GRAIN,
     LIGHTER,
     MOST_USUAL,
     USUAL,
     USUALLY,
+    _crisp,
+    _detail,
     fitted,
     textured,
 )
@@ -215,6 +218,20 @@ def test_a_face_out_of_focus_is_no_sharper_than_what_surrounds_it() -> None:
     sharp, soft = (textured(*scene(blur))[64, 40:88, 0] for blur in (0.6, 4.0))
     assert steepness(sharp) > 28
     assert steepness(soft) < 14
+
+
+def test_a_face_softer_than_what_surrounds_it_is_made_crisp_but_not_at_its_border() -> None:
+    new, old, far = scene(0.6)
+    soft = cv2.GaussianBlur(new, (0, 0), 1.2)
+    crisp = _crisp(soft, far, _detail(old, (far >= 1) & (far < 1.5)), 1)
+    middle = far < 0.7
+    assert _detail(crisp, middle) > 1.15 * _detail(soft, middle)
+    assert np.abs(crisp - soft).max() <= HALO
+    assert np.array_equal(crisp[far > 0.95], soft[far > 0.95])
+    assert np.array_equal(_crisp(soft, far, _detail(soft, middle), 1), soft)  # as sharp as all else
+    large = [np.repeat(np.repeat(x, 2, 0), 2, 1) for x in (soft, far)]
+    twice = _crisp(large[0], large[1], _detail(old, (far >= 1) & (far < 1.5)), 2)
+    assert np.abs(twice[::2, ::2] - crisp)[middle].mean() < 1  # whatever the photograph's size
 
 
 @pytest.mark.parametrize("level", [0.0, 3.0, 6.0])
