@@ -87,14 +87,14 @@ class TrainRecipe:
         rate: learning rate of the generator; the adversary's is `rate_adversary`.
         decay: share of the steps, at the end, over which both rates fall to nothing.
         ema: decay of the averaged weights that are exported.
-        pixels, rim, tone, context, identity, landmarks, fine, features, adversary: losses' weights:
+        pixels, rim, tone, context, identity, landmarks, fine, steady, features, adversary: weights:
             L1 inside the region (own code only), L1 of smoothed crops in the region's outermost
             part and on the forehead (new codes only: hairline, cheeks and jaw continue what is
             visible whoever the new person is), L1 of the region averaged over an eighth of the crop
             (skin tone and light come from the picture), L1 outside the region, 1 - cosine to the
             code, how far landmarks are from where MTCNN finds them in the picture itself, finer
-            detail than the picture's (new codes only), the adversary's feature matching (own code
-            only), the adversary's verdict.
+            detail than the picture's (new codes only), L1 to the same mirrored and moved (new codes
+            only), the adversary's feature matching (own code only), the adversary's verdict.
         noise: standard deviation of the noise that faces start from, as runs have it.
         emphasis: least and greatest factor by which codes of new people are lengthened, as runs do.
         steepness: weight of the adversary's R1 and R2 penalties.
@@ -130,7 +130,8 @@ class TrainRecipe:
     context: float = 2.0
     identity: float = 0.5
     landmarks: float = 4.0
-    fine: float = 6.0
+    fine: float = 5.0
+    steady: float = 2.0
     features: float = 1.0
     adversary: float = 0.1
     noise: float = 0.2

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from anonymize.record import Floats, Pixels
 
 SPOT = 0.05
-"""Side of the square of which pixels of cheeks and jaw get the median, as a share of the crop's."""
+"""Side of the square of which pixels of cheeks, jaw and chin get the median, as a share of the
+crop's."""
 
 PATCH = 0.1
 """Side of the square of which colours of skin get the median, as a share of the crop's."""
@@ -55,6 +56,9 @@ of the difference from that is kept."""
 LIPS, MOUTH, MOUTH_KEPT = (0.75, 0.5), ((1.2, -0.1), (-3.1, 0.03)), 0.5
 """The same of the ellipse around the mouth, in widths of the mouth."""
 
+NOSE = (0.36, 0.5)
+"""Half axes of the ellipse around the nose in eye distances."""
+
 EDGE, FAINT, CLEAR = 3.0, 20.0, 30.0
 """By how much the edge between jaw and background is made steeper; up to which difference in grey
 levels there is none, and how much more makes it a clear one."""
@@ -88,7 +92,8 @@ def fitted(crop: Pixels, context: Pixels, distance: Floats, landmarks: Floats) -
         (S, S, 3) uint8 RGB.
     """
     below, lips = _below(landmarks, len(crop)), _lips(landmarks, len(crop))
-    lab, seen = _lab(_unspotted(crop, distance, below)), _lab(context)
+    nose = _nose(landmarks, len(crop))
+    lab, seen = _lab(_unspotted(crop, distance, below, lips, nose)), _lab(context)
     lab = _evened(_tamed(lab, seen, distance), lips, distance)
     lab = _untinted(lab, landmarks, lips, distance)
     lab = _toned(lab, seen, _skin(context, distance, below), distance)
@@ -122,15 +127,19 @@ def _below(landmarks: Floats, size: int) -> Floats:
     return np.asarray((axis - eyes[0]) * down[0] + (axis[:, None] - eyes[1]) * down[1])
 
 
-def _unspotted(crop: Pixels, distance: Floats, below: Floats) -> Pixels:
-    """Takes spots and short lines away from cheeks and jaw, where the generator hides identity.
+def _unspotted(
+    crop: Pixels, distance: Floats, below: Floats, lips: Floats, nose: Floats
+) -> Pixels:
+    """Takes spots and short lines away from cheeks, jaw and chin, where the generator hides identity.
 
-    A median (Tukey 1977) keeps edges, such as that of the jaw. Eyes, brows, nose and mouth, which
-    lie nearer to the middle, and foreheads, where hair may be, stay as they were drawn.
+    A median (Tukey 1977) keeps edges, such as that of the jaw. Eyes, brows, nose and mouth stay as
+    they were drawn, and so do foreheads, where hair may be.
     """
     plain = cv2.medianBlur(crop, 2 * round(SPOT * len(crop) / 2) + 1)
-    share = np.clip((distance - 0.55) / 0.12, 0, 1) * (distance < 1)
-    share *= np.clip((below + 0.016) / 0.047, 0, 1)
+    outer = np.clip((distance - 0.55) / 0.12, 0, 1) * np.clip((below + 0.016) / 0.047, 0, 1)
+    inner = np.clip((lips - 0.85) / 0.2, 0, 1) * np.clip((nose - 0.9) / 0.2, 0, 1)
+    inner *= np.clip((below - 0.07) / 0.04, 0, 1)
+    share = np.maximum(outer, inner) * (distance < 1)
     return np.asarray(
         np.rint(crop + share[..., None] * (plain - crop.astype(np.float32))), np.uint8
     )
@@ -179,6 +188,13 @@ def _lips(landmarks: Floats, size: int) -> Floats:
     across = landmarks[4] - landmarks[3]
     width = max(float(np.linalg.norm(across)), 0.2 * size)
     return _around(landmarks[3:].mean(0), across, width, LIPS, size)
+
+
+def _nose(landmarks: Floats, size: int) -> Floats:
+    """(S, S), below 1 around the nose."""
+    across = landmarks[1] - landmarks[0]
+    middle = 0.75 * landmarks[2] + 0.25 * landmarks[:2].mean(0)
+    return _around(middle, across, max(float(np.linalg.norm(across)), 0.2 * size), NOSE, size)
 
 
 def _around(

@@ -105,6 +105,7 @@ class Trainer:
             mask = batch.context[:, 3:4]
             output = batch.crops * (1 - mask) + drawn * mask
             losses = self._losses(batch, drawn, output, code, count // 2)
+            losses["steady"] = self._unsteady(batch, drawn, longer, count // 2)
         weights = {
             "pixels": recipe.pixels,
             "rim": recipe.rim,
@@ -113,6 +114,7 @@ class Trainer:
             "identity": recipe.identity * (0.3 + 0.7 * ramp),
             "landmarks": recipe.landmarks * ramp,
             "fine": recipe.fine,
+            "steady": recipe.steady,
             "features": recipe.features * ramp,
             "adversary": recipe.adversary * ramp,
         }
@@ -201,6 +203,24 @@ class Trainer:
             "features": torch.stack(matched).mean(),
             "adversary": relativistic(verdict, truth),
         }
+
+    def _unsteady(self, batch: Batch, drawn: Tensor, code: Tensor, own: int) -> Tensor:
+        """How far new people are from the same drawn from other noise, mirrored and moved, ().
+
+        Specks and lines that no picture asks for differ from view to view.
+        """
+        places, mirrored = torch.randint(-3, 4, (2,)).tolist(), bool(torch.rand(()) < 0.5)
+        context = torch.roll(batch.context[own:], places, (2, 3))
+        context = context.flip(3) if mirrored else context
+        noise = self.recipe.noise * torch.randn_like(context[:, :3]) * context[:, 3:4]
+        last = torch.full((len(noise),), len(self.alphas) - 1, device=self.device)
+        with torch.no_grad():
+            other = predict(self.unet, self.adapter, noise, last, context, code[own:]).float()
+        other = other.flip(3) if mirrored else other
+        other = torch.roll(other, [-place for place in places], (2, 3))
+        mask = batch.context[own:, 3:4]
+        apart = (drawn[own:] - other).abs() * mask
+        return apart.sum() / mask.sum() / 3
 
     def _seen(self, batch: Batch, output: Tensor) -> Tensor:
         """Codes (N, 128) of outputs by the recogniser, through jitter so that it is not gamed."""
