@@ -128,8 +128,8 @@ class Inpaint:
         weights: str = "",
         steps: int = 1,
         noise: float = 0.2,
-        emphasis: float = 1.6,
-        views: int = 1,
+        emphasis: float = 1.7,
+        views: int = 2,
         device: str = "cpu",
     ) -> None:
         import torch
