@@ -127,10 +127,8 @@ def _below(landmarks: Floats, size: int) -> Floats:
     return np.asarray((axis - eyes[0]) * down[0] + (axis[:, None] - eyes[1]) * down[1])
 
 
-def _unspotted(
-    crop: Pixels, distance: Floats, below: Floats, lips: Floats, nose: Floats
-) -> Pixels:
-    """Takes spots and short lines away from cheeks, jaw and chin, where the generator hides identity.
+def _unspotted(crop: Pixels, distance: Floats, below: Floats, lips: Floats, nose: Floats) -> Pixels:
+    """Takes spots and short lines away from cheeks, jaw and chin, in which identity hides.
 
     A median (Tukey 1977) keeps edges, such as that of the jaw. Eyes, brows, nose and mouth stay as
     they were drawn, and so do foreheads, where hair may be.

@@ -425,7 +425,11 @@ def test_the_loss_on_steadiness_sees_what_does_not_move_with_the_picture(
     code = torch.zeros(8, 128)
     specks = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     losses = []
-    for seen in (lambda context: context[:, 4:], lambda context: specks.repeat(len(context), 1, 1, 1)):
+    moving, fixed = (
+        lambda context: context[:, 4:],
+        lambda context: specks.expand(len(context), -1, -1, -1),
+    )
+    for seen in (moving, fixed):
 
         def drawn(*args: Any, seen: Any = seen) -> torch.Tensor:
             assert args[2].shape == (4, 3, 128, 128)  # from noise of its own, in the region only
