@@ -325,8 +325,10 @@ def _spread(values: Floats, weights: Floats, sigma: float, least: float) -> Floa
 
 def _crisp(new: Floats, far: Floats, detail: float, scale: float) -> Floats:
     """Brings out lashes, creases and texture of a face that is softer than what surrounds it."""
-    least, full = FAINTER
-    missing = least * detail / max(_detail(new, far < 0.85), 1e-3) - 1
+    middle, (least, full) = far < 0.85, FAINTER
+    if not middle.any():
+        return new
+    missing = least * detail / max(_detail(new, middle), 1e-3) - 1
     share = np.clip(missing / full, 0, 1) * np.clip((0.95 - far) / 0.2, 0, 1)
     grey = finer = _mean(new)
     more = np.zeros_like(grey)

@@ -167,10 +167,12 @@ class Trainer:
         some[own:] = False
         when[some] = torch.randint(200, last, (int(some.sum()),), device=self.device)
         alpha = self.alphas[when][:, None, None, None]
-        seen = batch.context[:, 3:4].amin((1, 2, 3), keepdim=True) == 0
-        noise = torch.randn_like(batch.crops) * torch.where(seen, self.recipe.noise, 1.0)
-        noisy = alpha.sqrt() * batch.crops + (1 - alpha).sqrt() * noise
+        noisy = alpha.sqrt() * batch.crops + (1 - alpha).sqrt() * self._noise(batch.context)
         return noisy * batch.context[:, 3:4], when
+
+    def _noise(self, context: Tensor) -> Tensor:
+        seen = context[:, 3:4].amin((1, 2, 3), keepdim=True) == 0
+        return torch.randn_like(context[:, :3]) * torch.where(seen, self.recipe.noise, 1.0)
 
     def _losses(
         self, batch: Batch, drawn: Tensor, output: Tensor, code: Tensor, own: int
@@ -212,7 +214,7 @@ class Trainer:
         places, mirrored = torch.randint(-3, 4, (2,)).tolist(), bool(torch.rand(()) < 0.5)
         context = torch.roll(batch.context[own:], places, (2, 3))
         context = context.flip(3) if mirrored else context
-        noise = self.recipe.noise * torch.randn_like(context[:, :3]) * context[:, 3:4]
+        noise = self._noise(context) * context[:, 3:4]
         last = torch.full((len(noise),), len(self.alphas) - 1, device=self.device)
         with torch.no_grad():
             other = predict(self.unet, self.adapter, noise, last, context, code[own:]).float()

@@ -232,6 +232,8 @@ def test_a_face_softer_than_what_surrounds_it_is_made_crisp_but_not_at_its_borde
     large = [np.repeat(np.repeat(x, 2, 0), 2, 1) for x in (soft, far)]
     twice = _crisp(large[0], large[1], _detail(old, (far >= 1) & (far < 1.5)), 2)
     assert np.abs(twice[::2, ::2] - crisp)[middle].mean() < 1  # whatever the photograph's size
+    rim = np.maximum(far, 0.9)  # all that a picture shows of a head at its edge
+    assert np.array_equal(_crisp(soft, rim, 99.0, 1), soft)
 
 
 @pytest.mark.parametrize("level", [0.0, 3.0, 6.0])
