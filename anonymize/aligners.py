@@ -65,6 +65,26 @@ def move(points: Floats, matrix: Floats) -> Floats:
     return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
 
+def upright(landmarks: Floats, size: int) -> tuple[Floats, Floats]:
+    """How far crop pixels lie aside of the eyes, and above them along the face.
+
+    Args:
+        landmarks: (5, 2) crop pixels.
+        size: side of the crop.
+
+    Returns:
+        Two (size, size) float32, in units of the way from eyes to mouth: at the mouth the second
+        is -1.
+    """
+    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
+    length = max(float(np.linalg.norm(mouth - eyes)), 1.0)
+    up = (eyes - mouth) / length
+    axis = np.arange(size, dtype=np.float32)
+    x, y = axis - eyes[0], axis[:, None] - eyes[1]
+    wide, high = y * up[0] - x * up[1], x * up[0] + y * up[1]
+    return np.asarray(wide / length, np.float32), np.asarray(high / length, np.float32)
+
+
 def align(image: Pixels, face: Face, size: int = CROP_SIZE) -> Face:
     """Cuts the upright head crop of a face, edges mirrored where it leaves the image.
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import cv2
 import numpy as np
 
-from anonymize.aligners import similarity, then
+from anonymize.aligners import similarity, then, upright
 from anonymize.record import Floats, Pixels
 
 KINDS = {
@@ -155,7 +155,7 @@ def skin(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
         rng: source of all randomness.
     """
     lab = cv2.cvtColor(crop.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    wide, high = _upright(len(crop), landmarks)
+    wide, high = upright(landmarks, len(crop))
     cheeks = (np.abs(wide) < 0.7) & (np.abs(high + 0.5) < 0.3)
     if not cheeks.any():
         return crop
@@ -178,7 +178,7 @@ def cap(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
         landmarks: (5, 2) pixels.
         rng: source of all randomness.
     """
-    wide, high = _upright(len(crop), landmarks)
+    wide, high = upright(landmarks, len(crop))
     brim = rng.uniform(0.4, 0.95) + rng.normal(0, 0.15) * wide**2 + rng.normal(0, 0.08) * wide
     brim = np.maximum(brim, 0.4)
     shape = (wide / rng.uniform(1.1, 1.6)) ** 4 + (high / rng.uniform(1.5, 2.4)) ** 2 < 1
@@ -204,7 +204,7 @@ def collar(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
         landmarks: (5, 2) pixels.
         rng: source of all randomness.
     """
-    wide, high = _upright(len(crop), landmarks)
+    wide, high = upright(landmarks, len(crop))
     rise, tilt = rng.normal(0.25, 0.15), rng.normal(0, 0.1)
     edge = -rng.uniform(1.72, 2.02) + rise * wide**2 + tilt * wide
     shape = (high < edge) & (np.abs(wide) < rng.uniform(0.9, 3))
@@ -223,17 +223,6 @@ def collar(crop: Pixels, landmarks: Floats, rng: np.random.Generator) -> Pixels:
         lapel = aside > rng.uniform(0.4, 1) * (high + rng.uniform(2.6, 4))
         cloth = np.where(lapel[..., None], jacket, cloth)
     return _covered(crop / np.float32(255), cloth, shape.astype(np.float32), 0.7)
-
-
-def _upright(size: int, landmarks: Floats) -> tuple[Floats, Floats]:
-    """How far crop pixels lie to the side of the eyes and above them, by the way to the mouth."""
-    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
-    length = max(float(np.linalg.norm(mouth - eyes)), 1.0)
-    up = (eyes - mouth) / length
-    y, x = np.mgrid[:size, :size]
-    high = ((x - eyes[0]) * up[0] + (y - eyes[1]) * up[1]) / length
-    wide = ((x - eyes[0]) * -up[1] + (y - eyes[1]) * up[0]) / length
-    return wide, high
 
 
 def _cloth(shade: Floats, rng: np.random.Generator) -> Floats:

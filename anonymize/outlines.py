@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anonymize.aligners import align, frame, move, radius
+from anonymize.aligners import align, frame, move, radius, upright
 from anonymize.record import Face, Floats, Pixels
 
 CORE = (0.5, 0.85, 1.28)
@@ -99,15 +99,12 @@ def extent(crop: Pixels, landmarks: Floats, region: str = "face") -> Floats:
 
 def _with_temples(crop: Pixels, landmarks: Floats, away: Floats) -> Floats:
     """A region that also reaches along thin dark lines which leave it beside the eyes."""
-    size, eyes, mouth = len(crop), landmarks[:2].mean(0), landmarks[3:].mean(0)
-    down = (mouth - eyes) / max(float(np.square(mouth - eyes).sum()), 1e-3)
-    axis = np.arange(size, dtype=np.float32)
-    height = (axis - eyes[0]) * down[0] + (axis[:, None] - eyes[1]) * down[1]
+    size, (_, high) = len(crop), upright(landmarks, len(crop))
     grey = cv2.cvtColor(crop.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[..., 0]
     thick = 2 * round(0.7 * THIN * size) + 1
     dark = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, np.ones((thick, 1), np.uint8)) > DARK
     upper, lower, far = TEMPLES
-    dark &= (height > upper) & (height < lower) & (away > 0.5) & (away < far)
+    dark &= (-high > upper) & (-high < lower) & (away > 0.5) & (away < far)
     lines = np.zeros(dark.shape, np.float32)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(dark.astype(np.uint8))
     for label in range(1, count):

@@ -134,6 +134,9 @@ class TrainRecipe:
     steady: float = 2.0
     features: float = 1.0
     adversary: float = 0.2
+    likeness: float = 1.0
+    projected: float = 0.2
+    rate_projected: float = 2e-4
     noise: float = 0.2
     emphasis: tuple[float, ...] = (1.3, 1.7)
     steepness: float = 0.01

