@@ -132,14 +132,14 @@ class TrainRecipe:
     rim: float = 1.5
     tone: float = 3.0
     context: float = 2.0
-    identity: float = 0.4
+    identity: float = 2.5
     landmarks: float = 4.0
     fine: float = 5.0
     steady: float = 2.0
     features: float = 1.0
     adversary: float = 0.2
-    likeness: float = 1.0
-    projected: float = 0.2
+    likeness: float = 0.6
+    projected: float = 0.25
     rate_projected: float = 2e-4
     noise: float = 0.2
     emphasis: tuple[float, ...] = (1.3, 1.7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -325,6 +326,27 @@ def test_pipelines_survive_saving(tmp_path: Path) -> None:
     again = InpaintPipeline.from_pretrained(tmp_path)(context, who, noise, steps=2)
     assert torch.allclose(expected, again, atol=1e-5)
     assert expected.abs().max() <= 1
+
+
+def test_the_mean_of_two_pipelines_lies_between_them(tmp_path: Path) -> None:
+    script = runpy.run_path(str(Path(bundled("inpaint-128")).parent / "mean.py"))
+    pipelines = {}
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        pipelines[name] = new_pipeline((16, 24), cells=2)
+        pipelines[name].prior.mean.data.fill_(seed + 1)
+        pipelines[name].save_pretrained(tmp_path / name)
+    script["mean"](tmp_path / "first", tmp_path / "second", tmp_path / "between", 0.25)
+    check_sums(tmp_path / "between")
+    between = InpaintPipeline.from_pretrained(tmp_path / "between")
+    for part in ("unet", "adapter"):
+        a, b, c = (getattr(x, part).state_dict() for x in (*pipelines.values(), between))
+        assert any(not torch.equal(a[name], b[name]) for name in a)
+        assert all(torch.allclose(c[name], 0.75 * a[name] + 0.25 * b[name]) for name in a)
+    own = [x.prior.state_dict()["mean"] for x in (pipelines["first"], between)]
+    assert torch.equal(*own)
+    with pytest.raises(FileExistsError):
+        script["mean"](tmp_path / "first", tmp_path / "second", tmp_path / "between", 0.25)
 
 
 @pytest.mark.parametrize("depths", [(1, 2), (2, 2), (2, 4)])
