@@ -84,19 +84,19 @@ class TrainRecipe:
         echo: steps that every view takes part in, with new codes and noise, where processors
             augment more slowly than a GPU learns (data echoing, Choi et al. 2019); divides `batch`.
         steps: optimiser steps of the whole run.
-        rate: learning rate of the generator; `rate_adversary` and `rate_projected` are those of the
-            adversaries.
-        decay: share of the steps, at the end, over which both rates fall to nothing.
+        rate: learning rate of the generator.
+        rate_adversary, rate_projected: of the adversaries.
+        decay: share of the steps, at the end, over which all rates fall to nothing.
         ema: decay of the averaged weights that are exported.
-        pixels, rim, tone, context, identity, landmarks, fine, steady, features, adversary,
-            likeness, projected: weights: L1 inside the region (own code only), L1 of smoothed crops
-            in the region's outermost part and on the forehead (new codes only: hairline, cheeks and
-            jaw continue what is visible whoever the new person is), L1 of the region averaged over
-            an eighth of the crop (skin tone and light come from the picture), L1 outside the
-            region, 1 - cosine to the code, how far landmarks are from where MTCNN finds them in the
-            picture itself, finer detail than the picture's (new codes only), L1 to the same
-            mirrored and moved (new codes only), the adversary's feature matching (own code only),
-            the adversary's verdict, how far features are from the picture's that a network trained
+        pixels, rim, tone, context, identity, landmarks, fine, steady, features, adversary: weights:
+            L1 inside the region (own code only), L1 of smoothed crops in the region's outermost
+            part and on the forehead (new codes only: hairline, cheeks and jaw continue what is
+            visible whoever the new person is), L1 of the region averaged over an eighth of the crop
+            (skin tone and light come from the picture), L1 outside the region, 1 - cosine to the
+            code, how far landmarks are from where MTCNN finds them in the picture itself, finer
+            detail than the picture's (new codes only), L1 to the same mirrored and moved (new codes
+            only), the adversary's feature matching (own code only), the adversary's verdict.
+        likeness, projected: weights: how far features are from the picture's that a network trained
             on natural pictures finds (`projected.apart`; of new codes in the region's outermost
             part and on the forehead), the verdict of the adversary that sees these features.
         noise: standard deviation of the noise that faces start from, as runs have it.
