@@ -60,6 +60,11 @@ def similarity(source: Floats, target: Floats) -> Floats:
     return np.hstack([turn, (target.mean(0) - turn @ source.mean(0))[:, None]]).astype(np.float32)
 
 
+def scale_of(matrix: Floats) -> float:
+    """By how much a (2, 3) similarity enlarges."""
+    return float(np.hypot(matrix[0, 0], matrix[1, 0]))
+
+
 def move(points: Floats, matrix: Floats) -> Floats:
     """Applies a (2, 3) affine matrix to (K, 2) points."""
     return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
@@ -100,19 +105,19 @@ def align(image: Pixels, face: Face, size: int = CROP_SIZE) -> Face:
     return face.but(crop=warp(image, matrix, size), crop_from_image=matrix)
 
 
-def warp(image: Pixels, matrix: Floats, size: int) -> Pixels:
-    """Resamples an image into a (size, size) crop without aliasing, edges mirrored.
+def warp(image: Pixels, matrix: Floats, size: int, border: int = cv2.BORDER_REFLECT_101) -> Pixels:
+    """Resamples an image into a (size, size) crop without aliasing.
 
     Args:
         image: (H, W, 3) uint8.
         matrix: (2, 3) image pixels to crop pixels.
         size: side of the crop.
+        border: one of OpenCV's, for what lies beyond the image.
     """
-    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    scale = scale_of(matrix)
     if scale < 0.6:  # bilinear sampling reads 2 x 2 pixels: shrink by area first
         image, shrunk = shrink(image, 1.25 * scale)
         matrix = then(shrunk, matrix)
-    border = cv2.BORDER_REFLECT_101
     return np.asarray(cv2.warpAffine(image, matrix, (size, size), borderMode=border), np.uint8)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from anonymize.aligners import CROP_SIZE, move, shrink, then
+from anonymize.aligners import CROP_SIZE, move, scale_of, shrink, then
 from anonymize.errors import Withhold
 from anonymize.record import Face, Floats, Pixels
 from anonymize.retouch import fitted, textured
@@ -50,8 +50,7 @@ def blend(
         share *= 1 - _share(nearer + FEATHER)  # beyond its feather, which lets this face through
     new = _pulled(crop, shifted, old.shape[1::-1])
     if match:
-        scale = len(crop) / CROP_SIZE / float(np.hypot(shifted[0, 0], shifted[1, 0]))
-        new = textured(new, old, far, scale)
+        new = textured(new, old, far, len(crop) / CROP_SIZE / scale_of(shifted))
     out = image.copy()
     new -= old
     new *= share  # nothing is added where the share is 0
@@ -78,7 +77,7 @@ def overlay(image: Pixels, crop: Pixels, face: Face) -> Pixels:
         raise AssertionError("overlay needs an outlined face")
     part, shifted, far = _placed(image, face, _distance(face))
     change = crop.astype(np.float32) - face.crop
-    scale, bound = float(np.hypot(shifted[0, 0], shifted[1, 0])), np.abs(change).max()
+    scale, bound = scale_of(shifted), np.abs(change).max()
     if scale > 1.7:  # as many crop pixels fall on one of the image
         change = cv2.GaussianBlur(change, (0, 0), 0.4 * scale)
     old = image[part]
@@ -142,7 +141,7 @@ def _bounds(image: Pixels, matrix: Floats, size: int) -> tuple[int, int, int, in
 
 def _pulled(crop: Pixels, matrix: Floats, shape: tuple[int, int]) -> Floats:
     """The crop resampled to (columns, rows) image pixels, smooth when enlarged, never aliased."""
-    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))  # crop pixels per image pixel
+    scale = scale_of(matrix)
     if scale > 1.7:
         crop, back = shrink(crop, 1.25 / scale)
         matrix = then(matrix, cv2.invertAffineTransform(back))

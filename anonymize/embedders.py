@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anonymize.aligners import shrink, similarity, then
+from anonymize.aligners import similarity, warp
 from anonymize.devices import invariant, tuned
 from anonymize.dlib_format import Layer, layers
 from anonymize.errors import ConfigError, WeightsError
@@ -58,14 +58,7 @@ def chip(image: Pixels, landmarks: Floats) -> Pixels:
         image: (H, W, 3) uint8 RGB.
         landmarks: (5, 2) pixels.
     """
-    matrix = similarity(landmarks, CHIP)
-    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
-    if scale < 0.6:  # bilinear sampling reads 2 x 2 pixels: shrink by area first
-        image, back = shrink(image, 1.25 * scale)
-        matrix = then(back, matrix)
-    border = cv2.BORDER_REPLICATE
-    warped = cv2.warpAffine(image, matrix, (CHIP_SIZE, CHIP_SIZE), borderMode=border)
-    return np.asarray(warped, np.uint8)
+    return warp(image, similarity(landmarks, CHIP), CHIP_SIZE, cv2.BORDER_REPLICATE)
 
 
 def chips(crops: Tensor, landmarks: Tensor) -> Tensor:

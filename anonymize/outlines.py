@@ -105,14 +105,16 @@ def _with_temples(crop: Pixels, landmarks: Floats, away: Floats) -> Floats:
     dark = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, np.ones((thick, 1), np.uint8)) > DARK
     upper, lower, far = TEMPLES
     dark &= (-high > upper) & (-high < lower) & (away > 0.5) & (away < far)
-    lines = np.zeros(dark.shape, np.float32)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(dark.astype(np.uint8))
-    for label in range(1, count):
-        line = labels == label
-        parts = [(line & part).any(0).sum() for part in (away < 1, away >= 1)]
-        slim = boxes[label, cv2.CC_STAT_AREA] < THIN * size * boxes[label, cv2.CC_STAT_WIDTH]
-        if slim and min(parts) >= LONG * size:
-            lines[line] = 1
+    columns, lengths = np.broadcast_to(np.arange(size), labels.shape), []
+    for part in (away < 1, away >= 1):
+        across = np.zeros((count, size), bool)
+        across[labels[part], columns[part]] = True
+        lengths.append(across.sum(1))
+    slim = boxes[:, cv2.CC_STAT_AREA] < THIN * size * boxes[:, cv2.CC_STAT_WIDTH]
+    kept = slim & (np.minimum(*lengths) >= LONG * size)
+    kept[0] = False  # what is no line
+    lines = kept[labels].astype(np.float32)
     wide = 2 * round(0.016 * size) + 1
     lines = cv2.dilate(lines, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (wide, wide)))
     lines = cv2.GaussianBlur(lines, (0, 0), size / 128)

@@ -77,26 +77,28 @@ class Projected(nn.Module):
             layer.requires_grad_(False)
         self.judges = nn.ModuleList(_judge(downs, width) for downs in (2, 1, 0, 0))
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Features to logits [(N, P), ...], finest first."""
-        parts: list[Tensor] = []  # what the judges see, (N, MIXED, H, H) each
+    def mixed(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features to what the judges see of them, [(N, MIXED, H, H), ...], finest first."""
+        parts: list[Tensor] = []
         for depth in reversed(range(len(features))):
             x = self.across[depth](features[depth])
             if parts:
                 x = x + F.interpolate(parts[0], x.shape[2:], mode="bilinear", align_corners=False)
             parts.insert(0, self.along[depth](x) * 0.7)
+        return parts
+
+    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """What `mixed` gave to logits [(N, P), ...], finest first."""
         return [judge(x).flatten(1) for judge, x in zip(self.judges, parts, strict=True)]
 
 
 def _judge(downs: int, width: int) -> nn.Module:
     layers: list[nn.Module] = []
     channels = MIXED
-    for _ in range(downs):
-        layers += [spectral_norm(nn.Conv2d(channels, width, 4, 2, 1))]
+    for shape in [(4, 2, 1)] * downs + [(3, 1, 1)]:
+        layers += [spectral_norm(nn.Conv2d(channels, width, *shape))]
         layers += [nn.GroupNorm(8, width), nn.LeakyReLU(0.2)]
         channels = width
-    layers += [spectral_norm(nn.Conv2d(channels, width, 3, 1, 1))]
-    layers += [nn.GroupNorm(8, width), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, spectral_norm(nn.Conv2d(width, 1, 3, 1, 1)))
 
 

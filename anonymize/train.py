@@ -25,7 +25,7 @@ from anonymize.losses import excess, forehead, held, moved, smeared, softer
 from anonymize.outlines import extent
 from anonymize.packages import package_file
 from anonymize.priors import CODE, hints
-from anonymize.projected import Part, Perception, Projected, apart, window
+from anonymize.projected import Perception, Projected, apart, window
 from anonymize.recipe import TrainRecipe
 from anonymize.training import REPORT, Batch, batches, blend_in, drive, opened, sheet, stored
 
@@ -122,12 +122,15 @@ class Trainer:
             drawn = predict(self.unet, self.adapter, noisy, when, batch.context, longer).float()
             mask = batch.context[:, 3:4]
             output = batch.crops * (1 - mask) + drawn * mask
-            losses = self._losses(batch, drawn, output, code, count // 2)
-            part = window(recipe.size)
-            with torch.no_grad():
-                real = self.perception(batch.crops[part])
-            fake = self.perception(self._shielded(batch, output)[part])
-            losses |= self._natural(batch, real, fake, part, count // 2)
+            brow = forehead(batch.landmarks, recipe.size)
+            border = torch.maximum(batch.rim, brow * mask)
+            # adversaries teach foreheads less, but whole crops all they can
+            whole = mask.amin((1, 2, 3), keepdim=True) == 1
+            shown = torch.where(brow & ~whole, output.detach().lerp(output, FOREHEADS), output)
+            losses = self._losses(batch, drawn, output, border, code, count // 2)
+            losses |= self._verdict(batch, shown, count // 2)
+            natural, seen = self._natural(batch, shown, border, count // 2)
+            losses |= natural
             losses["steady"] = self._unsteady(batch, drawn, longer, count // 2)
         weights = {x: getattr(recipe, x) * (ramp if x in LATER else 1) for x in losses}
         weights["identity"] *= 0.3 + 0.7 * ramp
@@ -139,7 +142,7 @@ class Trainer:
         self.optimiser.step()
         judged = {
             "judge": self._judge(batch, output.detach()),
-            "judge_features": self._judge_features(real, fake),
+            "judge_features": self._judge_features(*seen),
         }
         blend_in(self.average, self.nets, recipe.ema, self.step)
         self.step += 1
@@ -192,23 +195,21 @@ class Trainer:
         return torch.randn_like(context[:, :3]) * torch.where(seen, self.recipe.noise, 1.0)
 
     def _losses(
-        self, batch: Batch, drawn: Tensor, output: Tensor, code: Tensor, own: int
+        self,
+        batch: Batch,
+        drawn: Tensor,
+        output: Tensor,
+        border: Tensor,
+        code: Tensor,
+        own: int,
     ) -> dict[str, Tensor]:
         mask = batch.context[:, 3:4]
         apart = (drawn - batch.crops).abs()
         inside, outside = apart[:own] * mask[:own], apart * (1 - mask)
         coarse, fine = mask.shape[-1] // 8, max(2, mask.shape[-1] // 21)
         tone = F.avg_pool2d(output - batch.crops, coarse, coarse // 2).abs()
-        brow = forehead(batch.landmarks, mask.shape[-1])
-        rim = F.avg_pool2d(torch.maximum(batch.rim, brow * mask)[own:], fine, fine // 2)
+        rim = F.avg_pool2d(border[own:], fine, fine // 2)
         near = F.avg_pool2d((drawn - batch.crops)[own:], fine, fine // 2).abs()
-        with torch.no_grad():
-            truth, real = self.adversary(batch.crops, batch.context)
-        verdict, fake = self.adversary(self._shielded(batch, output), batch.context)
-        matched = [
-            F.l1_loss(f[:own], r[:own]) / r[:own].abs().mean()
-            for f, r in zip(fake, real, strict=True)
-        ]
         return {
             "pixels": inside.sum() / mask[:own].sum() / 3,
             "rim": (near * rim).sum() / rim.sum().clamp(min=1) / 3,
@@ -217,28 +218,39 @@ class Trainer:
             "identity": (1 - (self._seen(batch, output) * code).sum(1)).mean(),
             "landmarks": moved(self.finisher, batch, output, blurred=bool(self.step % 2)),
             "fine": excess(output[own:], batch.crops[own:], mask[own:], batch.rim[own:]),
+        }
+
+    def _verdict(self, batch: Batch, shown: Tensor, own: int) -> dict[str, Tensor]:
+        """What the adversary that learns from training faces alone says of outputs."""
+        with torch.no_grad():
+            truth, real = self.adversary(batch.crops, batch.context)
+        verdict, fake = self.adversary(shown, batch.context)
+        matched = [
+            F.l1_loss(f[:own], r[:own]) / r[:own].abs().mean()
+            for f, r in zip(fake, real, strict=True)
+        ]
+        return {
             "features": torch.stack(matched).mean(),
             "adversary": relativistic(verdict, truth),
         }
 
-    def _shielded(self, batch: Batch, output: Tensor) -> Tensor:
-        """Outputs as adversaries get to see them: foreheads learn less from what they say."""
-        brow = forehead(batch.landmarks, output.shape[-1])
-        whole = batch.context[:, 3:4].amin((1, 2, 3), keepdim=True) == 1  # need all they can learn
-        return torch.where(brow & ~whole, output.detach().lerp(output, FOREHEADS), output)
-
     def _natural(
-        self, batch: Batch, real: list[Tensor], fake: list[Tensor], part: Part, own: int
-    ) -> dict[str, Tensor]:
-        mask = batch.context[:, 3:4]
-        border = torch.maximum(batch.rim, forehead(batch.landmarks, mask.shape[-1]) * mask)
+        self, batch: Batch, shown: Tensor, border: Tensor, own: int
+    ) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
+        """What the other says, and what it saw of pictures and outputs, for `_judge_features`."""
+        part, mask = window(self.recipe.size), batch.context[:, 3:4]
         like = torch.cat([mask[:own], border[own:]])  # new people: where the picture goes on
         with torch.no_grad():
-            truth = self.projected(real)
-        return {
+            real = self.perception(batch.crops[part])
+            seen = self.projected.mixed(real)
+            truth = self.projected(seen)
+        fake = self.perception(shown[part])
+        mixed = self.projected.mixed(fake)
+        losses = {
             "likeness": apart(fake, real, like[part]),
-            "projected": relativistic(self.projected(fake), truth),
+            "projected": relativistic(self.projected(mixed), truth),
         }
+        return losses, [seen, [x.detach() for x in mixed]]
 
     def _unsteady(self, batch: Batch, drawn: Tensor, code: Tensor, own: int) -> Tensor:
         """How far new people are from the same drawn from other noise, mirrored and moved, ().
@@ -280,7 +292,7 @@ class Trainer:
 
     def _judge_features(self, real: list[Tensor], fake: list[Tensor]) -> float:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
-            logits = [self.projected([f.detach() for f in features]) for features in (real, fake)]
+            logits = [self.projected(parts) for parts in (real, fake)]
         return _stepped(self.optimiser_projected, relativistic(*logits))
 
     def _steepness(self, crops: Tensor, context: Tensor) -> Tensor:

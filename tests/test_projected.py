@@ -61,7 +61,7 @@ def test_judges_learn_to_tell_soft_pictures_and_their_eyes_stay(
     torch.manual_seed(0)
     judges = Projected(width=16)
     fixed = [layer.weight.clone() for layer in (*judges.across, *judges.along)]
-    real, fake = perception(crops), perception(softer(crops))
+    real, fake = (judges.mixed(perception(x)) for x in (crops, softer(crops)))
     optimiser = torch.optim.Adam(judges.judges.parameters(), 1e-3)
     losses = []
     for _ in range(60):
