@@ -124,9 +124,8 @@ class Trainer:
             output = batch.crops * (1 - mask) + drawn * mask
             brow = forehead(batch.landmarks, recipe.size)
             border = torch.maximum(batch.rim, brow * mask)
-            # adversaries teach foreheads less, but whole crops all they can
-            whole = mask.amin((1, 2, 3), keepdim=True) == 1
-            shown = torch.where(brow & ~whole, output.detach().lerp(output, FOREHEADS), output)
+            shielded = brow & ~_whole(batch.context)  # whole crops need all they can learn
+            shown = torch.where(shielded, output.detach().lerp(output, FOREHEADS), output)
             losses = self._losses(batch, drawn, output, border, code, count // 2)
             losses |= self._verdict(batch, shown, count // 2)
             natural, seen = self._natural(batch, shown, border, count // 2)
@@ -191,17 +190,11 @@ class Trainer:
         return noisy * batch.context[:, 3:4], when
 
     def _noise(self, context: Tensor) -> Tensor:
-        seen = context[:, 3:4].amin((1, 2, 3), keepdim=True) == 0
-        return torch.randn_like(context[:, :3]) * torch.where(seen, self.recipe.noise, 1.0)
+        spread = torch.where(_whole(context), 1.0, self.recipe.noise)
+        return torch.randn_like(context[:, :3]) * spread
 
     def _losses(
-        self,
-        batch: Batch,
-        drawn: Tensor,
-        output: Tensor,
-        border: Tensor,
-        code: Tensor,
-        own: int,
+        self, batch: Batch, drawn: Tensor, output: Tensor, border: Tensor, code: Tensor, own: int
     ) -> dict[str, Tensor]:
         mask = batch.context[:, 3:4]
         apart = (drawn - batch.crops).abs()
@@ -361,6 +354,11 @@ class Trainer:
         write_sums(folder)
         nets.float().to(self.device)
         return averaged
+
+
+def _whole(context: Tensor) -> Tensor:
+    """Which crops (N, 1, 1, 1) the region covers whole, by their contexts (N, 7, S, S)."""
+    return context[:, 3:4].amin((1, 2, 3), keepdim=True) == 1
 
 
 def _stepped(optimiser: torch.optim.Optimizer, loss: Tensor) -> float:
